@@ -1,0 +1,220 @@
+"""Small helpers that every layer may use: errors, files, seeds, meters and logs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message says what was wrong and what would be right."""
+
+
+ENVIRONMENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENOMEM}
+
+
+def run_cli(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Runs a command and turns what goes wrong into one line and an exit status.
+
+    Returns:
+        0 on success, 2 for bad input, 3 for a failing environment (a full disk, say), 130 for Ctrl-C.
+        ``--debug`` among the arguments lets the traceback through instead.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        main(words)
+        return 0
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C; what was finished is on disk", 130, words)
+    except InputError as error:
+        return _fail(str(error), 2, words)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        status = 3 if error.errno in ENVIRONMENT_ERRNOS else 2
+        return _fail(f"{error.strerror or error}{where}", status, words)
+
+
+def _fail(message: str, status: int, words: Sequence[str]) -> int:
+    if "--debug" in words:
+        raise
+    # Every process of one machine meets the same bad input; one of them says so.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return status
+
+
+def set_seed(seed: int) -> None:
+    """Seeds Python, NumPy and torch (all devices); called by main() functions only."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside ``path`` and renames it to ``path`` once it is written and flushed to disk.
+
+    A reader sees the old file or the new one, never a half of it; on an error the old file stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes ``content`` as indented JSON, atomically."""
+    text = json.dumps(content, indent=2, default=_plain) + "\n"
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        InputError: The file is missing, or no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}); restore it or write it again") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def int64_digest(indices: np.ndarray | Sequence[int]) -> str:
+    """SHA-256 of an index list, in order, as little-endian int64 bytes."""
+    return hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+class AverageMeter:
+    """Weighted running averages of named values, kept on the device until they are read.
+
+    Adding a tensor costs no host synchronisation; ``averages()`` is where the host waits.
+    """
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Any] = {}
+        self._weights: dict[str, int] = {}
+
+    def update(self, values: dict[str, torch.Tensor | float], weight: int = 1) -> None:
+        for name, value in values.items():
+            value = value.detach().double() if isinstance(value, torch.Tensor) else float(value)
+            self._totals[name] = self._totals.get(name, 0.0) + value * weight
+            self._weights[name] = self._weights.get(name, 0) + weight
+
+    def averages(self) -> dict[str, float]:
+        return {name: float(total) / self._weights[name] for name, total in self._totals.items()}
+
+
+def log(message: str) -> None:
+    """Prints one line from the first process, past a progress bar if one is drawn."""
+    if os.environ.get("RANK", "0") == "0":
+        from tqdm import tqdm
+
+        tqdm.write(message, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def progress(iterable: Any, *, description: str, total: int | None = None, unit: str = "it") -> Any:
+    """Wraps an iterable in a progress bar on a terminal; elsewhere (and off the first process) it stays plain."""
+    from tqdm import tqdm
+
+    shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    return tqdm(iterable, desc=description, total=total, unit=unit, leave=False, disable=not shown, dynamic_ncols=True)
+
+
+class RunLog:
+    """A run's written record: one JSON line per epoch in log.jsonl and the same values as tensorboard scalars.
+
+    Args:
+        folder: Where both go.
+        enabled: False at all processes but the first.
+        done: Epochs that a resumed run has finished; lines of later ones (trained, but lost with a kill before their
+            checkpoint) are dropped, since they will be trained and written again.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, enabled: bool = True, done: int = 0) -> None:
+        self._path = Path(folder) / "log.jsonl"
+        self._writer = None
+        if enabled:
+            from tensorboardX import SummaryWriter
+
+            self._keep(done)
+            self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=done + 1 if done else None)
+
+    def _keep(self, done: int) -> None:
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        kept = [line for line in lines if _epoch_of(line) <= done]
+        if len(kept) != len(lines):
+            with atomic_write(self._path) as file:
+                file.write("".join(line + "\n" for line in kept).encode())
+
+    def write(self, epoch: int, values: dict[str, float]) -> None:
+        """Appends the line {"epoch": epoch, **values} and adds each value as a scalar at that epoch."""
+        if self._writer is None:
+            return
+        with open(self._path, "a") as file:
+            file.write(json.dumps({"epoch": epoch, **values}) + "\n")
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _epoch_of(line: str) -> float:
+    try:
+        return json.loads(line)["epoch"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")  # a line that a kill cut short
