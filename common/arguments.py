@@ -1,0 +1,270 @@
+"""Every flag, declared once, in groups that the commands put together.
+
+The original code's spellings (``--mode senmatic``, ``--epoch``, ``--load_senmatic_path``, ``--local-rank``) are
+accepted here and nowhere else: past the parser there is one name for each thing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+DATASETS = ("cifar10", "cifar100", "digits", "npz")
+MODELS = ("resnet18", "resnet18_imagenet", "resnet20", "resnet8")
+SHIFTS = ("none", "rotation", "cutperm")
+STRATEGIES = ("ccal", "semantic", "distinctive", "random")
+MODE_SPELLINGS = {
+    "semantic": "semantic",
+    "senmatic": "semantic",
+    "distinctive": "distinctive",
+    "feature": "distinctive",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that says what is wrong in one line."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            raise SystemExit(2)
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def number(
+    kind: type, low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
+) -> Callable:
+    """An argparse type: a finite number of ``kind`` within the bounds, which count unless open."""
+    bounds = f"{'above' if open_low else 'at least'} {low:g}"
+    if high < math.inf:
+        bounds += f" and {'below' if open_high else 'at most'} {high:g}"
+    what = "a whole number" if kind is int else "a number"
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {what} {bounds}, got {text!r}") from None
+        too_low = value <= low if open_low else value < low
+        too_high = value >= high if open_high else value > high
+        if not math.isfinite(value) or too_low or too_high:
+            raise argparse.ArgumentTypeError(f"must be {what} {bounds}, got {text}")
+        return value
+
+    return parse
+
+
+positive_int = number(int, 1)
+natural = number(int, 0)
+positive = number(float, 0, open_low=True)
+seed_number = number(int, 0, 2**63 - 1)
+
+
+def _mode(text: str) -> str:
+    if text not in MODE_SPELLINGS:
+        raise argparse.ArgumentTypeError(f"must be semantic or distinctive, got {text!r}")
+    return MODE_SPELLINGS[text]
+
+
+def add_data_args(parser: argparse.ArgumentParser) -> None:
+    """The data set and the split; the same flags give the same split at every stage."""
+    group = parser.add_argument_group("data and split")
+    group.add_argument("--dataset", choices=DATASETS, default="cifar10", help="data set")
+    group.add_argument("--data_path", default="~/data", help="folder of CIFAR, or the file of --dataset npz")
+    group.add_argument(
+        "--mismatch",
+        type=number(float, 0, 1, open_high=True),
+        default=0.8,
+        help="share of other-class images in the unlabeled pool",
+    )
+    group.add_argument(
+        "--target_classes",
+        type=natural,
+        nargs="+",
+        metavar="CLASS",
+        help="classes that matter, by number, in the classifier's order (default: the data set's protocol)",
+    )
+    group.add_argument(
+        "--initial_budget",
+        type=positive_int,
+        metavar="N",
+        help="target images labeled at the start (default: 800; digits: 20)",
+    )
+    group.add_argument("--split_seed", type=seed_number, default=0, help="seed of the split's draws")
+
+
+def add_process_args(parser: argparse.ArgumentParser) -> None:
+    """Device, randomness and what launchers pass."""
+    group = parser.add_argument_group("process")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
+    group.add_argument("--seed", type=seed_number, default=0, help="seed of everything but the split")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    group.add_argument(
+        "--local_rank", "--local-rank", type=int, default=0, help="passed by launchers; the environment decides"
+    )
+
+
+def add_encoder_args(parser: argparse.ArgumentParser) -> None:
+    """What the two encoders look like."""
+    group = parser.add_argument_group("encoder")
+    group.add_argument("--model", choices=MODELS, default="resnet18", help="backbone")
+    group.add_argument("--simclr_dim", type=positive_int, default=128, help="dimensions of the projection")
+    group.add_argument(
+        "--shift_trans_type", choices=SHIFTS, default="none", help="shifts of the distinctive encoder (4 each)"
+    )
+
+
+def add_augmentation_args(parser: argparse.ArgumentParser) -> None:
+    """The random resized crop; the other augmentations are fixed by the method."""
+    group = parser.add_argument_group("augmentation")
+    group.add_argument(
+        "--resize_factor",
+        type=number(float, 0, 1, open_low=True),
+        default=0.08,
+        help="smallest share of the image's area that a crop keeps",
+    )
+    group.add_argument("--resize_fix", action="store_true", help="every crop keeps exactly --resize_factor of the area")
+
+
+def add_contrast_args(parser: argparse.ArgumentParser) -> None:
+    """Contrastive training: contrast_main.py."""
+    group = parser.add_argument_group("contrastive training")
+    group.add_argument(
+        "--mode", type=_mode, required=True, help="semantic (SimCLR) or distinctive (CSI); also: senmatic, feature"
+    )
+    group.add_argument("--temperature", type=positive, default=0.5, help="of NT-Xent")
+    group.add_argument(
+        "--sim_lambda", type=number(float, 0), default=1.0, help="weight of NT-Xent beside the shift loss"
+    )
+    group.add_argument("--epochs", "--epoch", type=positive_int, default=1500, help="passes over the training images")
+    group.add_argument("--batch_size", type=positive_int, default=128, help="images per process and step")
+    group.add_argument("--optimizer", choices=("sgd", "adam", "lars"), default="sgd", help="of the encoder")
+    group.add_argument("--lr_scheduler", choices=("cosine", "step_decay"), default="cosine", help="after the warm-up")
+    group.add_argument(
+        "--lr_init",
+        type=positive,
+        default=0.1,
+        help="learning rate before the warm-up, which takes it to ten times this",
+    )
+    group.add_argument(
+        "--warmup", type=natural, default=10, metavar="EPOCHS", help="epochs of warm-up; 0 starts at the peak"
+    )
+    group.add_argument("--weight_decay", type=number(float, 0), default=1e-6, help="on every parameter")
+    group = parser.add_argument_group("run")
+    group.add_argument("--logdir", help="folder of the run (default: logs/ and a name made of the settings)")
+    group.add_argument("--suffix", default="", help="appended to the folder's name")
+    group.add_argument("--resume_path", metavar="DIR", help="folder of an unfinished run to continue exactly")
+    group.add_argument(
+        "--save_step", type=positive_int, default=10, metavar="EPOCHS", help="epochs between checkpoints"
+    )
+    group.add_argument(
+        "--error_step",
+        type=positive_int,
+        default=5,
+        metavar="EPOCHS",
+        help="epochs between evaluations of the linear probe on the test images",
+    )
+    group.add_argument(
+        "--no_strict", action="store_true", help="resume with strict=False: keys that do not match are left as they are"
+    )
+    group.add_argument(
+        "--parallel",
+        choices=("torch", "apex"),
+        default="torch",
+        help="several processes: torch's DistributedDataParallel, or an apex that still has apex.parallel",
+    )
+
+
+def add_query_args(parser: argparse.ArgumentParser) -> None:
+    """Features, scores and query: active_main.py."""
+    group = parser.add_argument_group("checkpoints")
+    group.add_argument(
+        "--load_path",
+        metavar="DIR",
+        default="./model",
+        help="folder in which semantic/last.model and distinctive/last.model are looked for, and scores/ is written",
+    )
+    group.add_argument(
+        "--load_semantic_path",
+        "--load_senmatic_path",
+        metavar="FILE",
+        help="semantic checkpoint (default: in --load_path)",
+    )
+    group.add_argument(
+        "--load_feature_path",
+        "--load_distinctive_path",
+        metavar="FILE",
+        help="distinctive checkpoint (default: in --load_path)",
+    )
+    group.add_argument(
+        "--no_strict", action="store_true", help="load with strict=False: keys that do not match are left as they are"
+    )
+    group = parser.add_argument_group("features")
+    group.add_argument(
+        "--ood_samples", type=positive_int, default=1, metavar="V", help="augmented views per image and shift, averaged"
+    )
+    group.add_argument("--test_batch_size", type=positive_int, default=100, help="images per forward batch")
+    group = parser.add_argument_group("query")
+    group.add_argument("--mode", choices=("eval",), default="eval", help="the original's spelling; there is one mode")
+    group.add_argument("--strategy", choices=STRATEGIES, default="ccal", help="query strategy")
+    group.add_argument("--k", type=positive, default=100.0, help="steepness of the semantic score")
+    group.add_argument(
+        "--t", type=number(float, 0, 1), default=0.9, help="normalised similarity at which the semantic score is 0"
+    )
+    group.add_argument("--target", type=positive_int, default=1500, help="images queried per target class and cycle")
+    group.add_argument("--split", type=positive_int, default=5, metavar="CYCLES", help="query cycles")
+    group.add_argument("--print_score", action="store_true", help="print mean, deviation and quantiles of each score")
+    group.add_argument(
+        "--save_score", action="store_true", help="write each cycle's scores (npz) and a histogram (png)"
+    )
+    group.add_argument(
+        "--index_dir",
+        metavar="DIR",
+        help="where cycle_N.json is written (default: train_classifier/get_index_<mismatch>/<dataset>)",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace the index files of an earlier query")
+
+
+def add_classifier_args(parser: argparse.ArgumentParser) -> None:
+    """The classifier: train_classifier/main.py."""
+    group = parser.add_argument_group("classifier")
+    group.add_argument("--split", type=natural, default=5, metavar="CYCLES", help="last cycle to train on")
+    group.add_argument("--number", type=natural, metavar="CYCLE", help="train on this cycle only (0: the initial set)")
+    group.add_argument("--strategy", choices=STRATEGIES, default="ccal", help="whose index files")
+    group.add_argument(
+        "--index_dir", metavar="DIR", help="where cycle_N.json is read (default: where the query writes)"
+    )
+    group.add_argument(
+        "--out_path",
+        metavar="DIR",
+        help="where results.csv and the curve go (default: train_classifier/results/<the index folder's name>)",
+    )
+    group.add_argument("--runs", type=positive_int, default=5, help="seeds 0 .. runs - 1 per cycle")
+    group.add_argument(
+        "--recipe",
+        choices=("proper", "original"),
+        default="proper",
+        help="original: frozen BatchNorm statistics after epoch 1, and one order and one set of flips in every epoch, as published",
+    )
+    group.add_argument("--epochs", "--epoch", type=positive_int, default=100, help="passes over the labeled images")
+    group.add_argument("--batch_size", type=number(int, 2), default=32, help="images per step")
+    group.add_argument("--lr", type=positive, default=5e-4, help="Adam's learning rate")
+    group.add_argument("--cuda", action="store_true", help="train on a GPU, and stop where there is none")
+
+
+def resolved(args: argparse.Namespace) -> dict[str, Any]:
+    """The namespace as a plain dictionary, for args.json."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())}
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the arguments; anything unknown is an error."""
+    return parser.parse_args(argv)
