@@ -1,0 +1,71 @@
+"""The one shape in which every data set is held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils import InputError
+
+UNKNOWN = -1
+MAX_CLASSES = 100_000
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images decoded once, and their labels.
+
+    Attributes:
+        name: The data set's name.
+        train_images: uint8, (N, H, W, 3).
+        train_labels: int64, (N,).
+        test_images: uint8, (M, H, W, 3).
+        test_labels: int64, (M,).
+        num_classes: Labels are 0 .. num_classes - 1.
+        class_names: One name per class.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+    class_names: tuple[str, ...]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.train_images.shape[1], self.train_images.shape[2]
+
+
+def check_images(images: np.ndarray, what: str) -> np.ndarray:
+    """Returns images as a contiguous uint8 array (N, H, W, 3); grayscale (N, H, W) gets three equal channels.
+
+    Raises:
+        InputError: Another shape or type.
+    """
+    if images.dtype != np.uint8:
+        raise InputError(f"{what} must be uint8 (0 to 255), got {images.dtype}")
+    if images.ndim == 3:
+        images = np.repeat(images[..., None], 3, axis=3)
+    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        raise InputError(f"{what} must have shape (N, H, W, 3) or (N, H, W), got {images.shape}")
+    return np.ascontiguousarray(images)
+
+
+def check_labels(labels: np.ndarray, count: int, what: str) -> np.ndarray:
+    """Returns labels as int64 (N,).
+
+    Raises:
+        InputError: Another length, not whole numbers, or out of range.
+    """
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{what} must be a list of whole numbers, got {labels.dtype} of shape {labels.shape}")
+    if len(labels) != count:
+        raise InputError(f"{what} must have one label per image: {len(labels)} labels for {count} images")
+    labels = labels.astype(np.int64)
+    if len(labels) and not (labels.min() >= 0 and labels.max() < MAX_CLASSES):
+        raise InputError(f"{what} must lie in 0 .. {MAX_CLASSES - 1}, got {labels.min()} .. {labels.max()}")
+    return labels

@@ -1,0 +1,128 @@
+"""Index files: what one query cycle hands to the classifier, as JSON.
+
+cycle_0.json holds the initial labeled set, so that the classifier has no special case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils import InputError, read_json, write_json
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class IndexFile:
+    """One cycle's result; indices point into the data set's train images.
+
+    Attributes:
+        dataset: The data set's name.
+        mismatch: Share of other-class images in the initial pool.
+        split_digest: Digest of the initial split, see datasets.split.
+        target_classes: Data set classes, in the classifier's order.
+        strategy: The query strategy's name.
+        cycle: 0 for the initial set.
+        labeled: Cumulative labeled target images.
+        queried: Images queried in this cycle, in the order of their selection.
+        set_aside: Cumulative queried images of other classes.
+        settings: k, t, target, seed and the like: whatever the query wants on record.
+        metrics: Precision, recall and so on of this cycle.
+        seconds: Time that the cycle took.
+    """
+
+    dataset: str
+    mismatch: float
+    split_digest: str
+    target_classes: list[int]
+    strategy: str
+    cycle: int
+    labeled: list[int]
+    queried: list[int]
+    set_aside: list[int]
+    settings: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def default_index_dir(root: Path, dataset: str, mismatch: float, strategy: str) -> Path:
+    """train_classifier/get_index_80/cifar10 for mismatch 0.8; other strategies than ccal in a subfolder."""
+    percent = f"{mismatch * 100:.10g}"
+    folder = root / "train_classifier" / f"get_index_{percent}" / dataset
+    return folder if strategy == "ccal" else folder / strategy
+
+
+def index_path(folder: Path, cycle: int) -> Path:
+    """Path of a cycle's index file."""
+    return Path(folder) / f"cycle_{cycle}.json"
+
+
+def write_index_file(folder: Path, content: IndexFile) -> Path:
+    """Writes cycle_N.json into the folder, atomically, and returns its path."""
+    path = index_path(folder, content.cycle)
+    write_json(path, {"format_version": FORMAT_VERSION, **dataclasses.asdict(content)})
+    return path
+
+
+def read_index_file(path: Path, *, split_digest: str | None = None, n_images: int | None = None) -> IndexFile:
+    """Reads and checks an index file.
+
+    Args:
+        path: The file.
+        split_digest: If given, the digest that the file must carry.
+        n_images: If given, the number of train images that the indices must stay below.
+
+    Raises:
+        InputError: The file is missing, is no index file, has duplicate or out-of-range indices, or belongs to
+            another split.
+    """
+    raw = read_json(path)
+    if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{path} is no index file of format version {FORMAT_VERSION}; write it with active_main.py")
+    raw.pop("format_version")
+    fields = {entry.name: entry for entry in dataclasses.fields(IndexFile)}
+    if set(raw) != set(fields):
+        raise InputError(f"{path}: wrong fields {sorted(set(raw) ^ set(fields))}; write it with active_main.py")
+    checks = {
+        "dataset": isinstance(raw["dataset"], str),
+        "mismatch": _is_number(raw["mismatch"]) and 0 <= raw["mismatch"] < 1,
+        "split_digest": isinstance(raw["split_digest"], str),
+        "strategy": isinstance(raw["strategy"], str),
+        "cycle": _is_index(raw["cycle"]),
+        "settings": isinstance(raw["settings"], dict),
+        "metrics": isinstance(raw["metrics"], dict),
+        "seconds": _is_number(raw["seconds"]),
+    }
+    for name in ("target_classes", "labeled", "queried", "set_aside"):
+        checks[name] = isinstance(raw[name], list) and all(_is_index(value) for value in raw[name])
+    bad = [name for name, good in checks.items() if not good]
+    if bad:
+        raise InputError(f"{path}: {bad[0]} has a wrong type or value; write the file with active_main.py")
+    content = IndexFile(**raw)
+    for name in ("labeled", "queried", "set_aside"):
+        values = np.asarray(getattr(content, name), dtype=np.int64)
+        if len(np.unique(values)) != len(values):
+            raise InputError(f"{path}: {name} holds an index twice")
+        if n_images is not None and len(values) and values.max() >= n_images:
+            raise InputError(f"{path}: {name} holds index {values.max()}, but the data set has {n_images} images")
+    if not content.labeled:
+        raise InputError(f"{path}: no labeled image, nothing to train on")
+    if split_digest is not None and content.split_digest != split_digest:
+        raise InputError(
+            f"{path} belongs to another split (digest {content.split_digest[:12]}, here {split_digest[:12]}); "
+            "give the same --dataset, --mismatch, --target_classes, --initial_budget and --split_seed as the query"
+        )
+    return content
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62

@@ -1,0 +1,183 @@
+"""The split protocol of CCAL: which images are labeled, which form the pool, and which are targets."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils import InputError
+
+# Four superclasses of CIFAR-100; the position in the list is the class number that the classifier sees.
+CIFAR100_TARGETS = (3, 42, 43, 88, 97, 15, 19, 21, 32, 39, 35, 63, 64, 66, 75, 37, 50, 65, 74, 80)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A data set's default target classes and number of images labeled at the start."""
+
+    target_classes: tuple[int, ...]
+    initial_budget: int
+
+
+PROTOCOLS = {
+    "cifar10": Protocol((0, 1), 800),
+    "cifar100": Protocol(CIFAR100_TARGETS, 800),
+    "digits": Protocol((0, 1), 20),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who is who at one moment of the active learning loop; all indices point into the train images.
+
+    Attributes:
+        labeled: Labeled target images, in the order in which they were labeled, int64 (L,).
+        unlabeled: The pool, int64 (U,).
+        set_aside: Queried images of other classes: they cost budget and are never trained on, int64 (A,).
+        test: Target-class images of the test set, int64 (T,).
+        target_classes: Data set classes that matter; the position in the list is the classifier's class number.
+        mismatch: Share of other-class images in the initial pool.
+        seed: Seed of every draw.
+        digest: SHA-256 of the initial split; it stays the same as images get annotated.
+    """
+
+    labeled: np.ndarray
+    unlabeled: np.ndarray
+    set_aside: np.ndarray
+    test: np.ndarray
+    target_classes: tuple[int, ...]
+    mismatch: float
+    seed: int
+    digest: str
+
+    def annotate(self, indices: np.ndarray, labels: np.ndarray) -> Split:
+        """Returns the split after the oracle labeled ``indices``: targets join ``labeled``, others are set aside.
+
+        Args:
+            indices: Queried pool images, (Q,).
+            labels: Labels of all train images, (N,).
+
+        Raises:
+            InputError: An index is not in the pool, or stands there twice.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        if len(np.unique(indices)) != len(indices):
+            raise InputError("an image was queried twice in one cycle; each may be annotated once")
+        strangers = np.setdiff1d(indices, self.unlabeled)
+        if len(strangers):
+            raise InputError(f"image {strangers[0]} is not in the pool and cannot be annotated")
+        found = np.isin(labels[indices], self.target_classes)
+        return dataclasses.replace(
+            self,
+            labeled=np.concatenate([self.labeled, indices[found]]),
+            unlabeled=self.unlabeled[~np.isin(self.unlabeled, indices)],
+            set_aside=np.concatenate([self.set_aside, indices[~found]]),
+        )
+
+    def contrast(self) -> np.ndarray:
+        """What both encoders train on: pool and labeled images, shuffled (seeded), int64 (U + L,)."""
+        indices = self.unlabeled.tolist() + self.labeled.tolist()
+        random.Random(self.seed).shuffle(indices)
+        return np.asarray(indices, dtype=np.int64)
+
+    def class_numbers(self, labels: np.ndarray) -> np.ndarray:
+        """Maps data set labels of target images to the classifier's 0 .. n - 1."""
+        position = {label: number for number, label in enumerate(self.target_classes)}
+        return np.asarray([position[int(label)] for label in labels], dtype=np.int64)
+
+
+def make_split(
+    train_labels: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    target_classes: Sequence[int],
+    mismatch: float,
+    initial_budget: int,
+    seed: int = 0,
+) -> Split:
+    """Draws the initial split, index for index as the original protocol does.
+
+    Each draw starts from the same seed: ``initial_budget`` target images are labeled; the remaining targets T and
+    ceil(mismatch |T| / (1 - mismatch)) images of other classes form the pool.
+
+    Args:
+        train_labels: (N,).
+        test_labels: (M,).
+        target_classes: Data set classes, in the classifier's order.
+        mismatch: Share of other-class images in the pool, in [0, 1).
+        initial_budget: Number of labeled target images at the start.
+        seed: Seed of every draw; the protocol's is 0.
+
+    Raises:
+        InputError: A class does not exist or stands there twice, a number is out of range, or the data set has too
+            few images.
+    """
+    classes = tuple(int(label) for label in target_classes)
+    present = set(np.unique(train_labels).tolist())
+    if not classes:
+        raise InputError("--target_classes is empty; name at least one class")
+    if len(set(classes)) != len(classes):
+        raise InputError(f"--target_classes names a class twice: {' '.join(map(str, classes))}")
+    unknown = [label for label in classes if label not in present]
+    if unknown:
+        raise InputError(f"--target_classes: class {unknown[0]} has no images; the data set has {_listing(present)}")
+    if not 0 <= mismatch < 1:
+        raise InputError(f"--mismatch must be in [0, 1), got {mismatch}")
+    targets = np.flatnonzero(np.isin(train_labels, classes)).tolist()
+    if not 1 <= initial_budget < len(targets):
+        raise InputError(
+            f"--initial_budget must be from 1 to {len(targets) - 1} (target images less one), got {initial_budget}"
+        )
+    initial = random.Random(seed).sample(targets, initial_budget)
+    absent = [label for label in classes if label not in set(np.asarray(train_labels)[initial].tolist())]
+    if absent:
+        raise InputError(
+            f"--initial_budget {initial_budget} leaves class {absent[0]} without a labeled image; "
+            "raise it, or take another --split_seed"
+        )
+    labeled = set(initial)
+    pool_targets = [index for index in targets if index not in labeled]
+    others = np.flatnonzero(~np.isin(train_labels, classes)).tolist()
+    # In exactly this form: in double precision it gives 36801 for CIFAR at 0.8, and so does the protocol.
+    n_others = math.ceil((mismatch * len(pool_targets)) / (1 - mismatch))
+    if n_others > len(others):
+        raise InputError(
+            f"--mismatch {mismatch} asks for {n_others} images of other classes and {len(others)} exist; "
+            f"the largest possible here is {_largest_mismatch(len(pool_targets), len(others)):.4f}"
+        )
+    unlabeled = pool_targets + random.Random(seed).sample(others, n_others)
+    test = np.flatnonzero(np.isin(test_labels, classes))
+    if not len(test):
+        raise InputError("the test set has no image of a target class; the accuracy could not be measured")
+    parts = [np.asarray(part, dtype=np.int64) for part in (initial, unlabeled, test, classes)]
+    content = hashlib.sha256()
+    for part in parts:
+        content.update(len(part).to_bytes(8, "little") + part.astype("<i8").tobytes())
+    return Split(
+        labeled=parts[0],
+        unlabeled=parts[1],
+        set_aside=np.empty(0, dtype=np.int64),
+        test=parts[2],
+        target_classes=classes,
+        mismatch=mismatch,
+        seed=seed,
+        digest=content.hexdigest(),
+    )
+
+
+def _largest_mismatch(n_targets: int, n_others: int) -> float:
+    """The largest mismatch of four decimals for which enough other-class images exist."""
+    return math.floor(n_others / (n_others + n_targets) * 1e4) / 1e4
+
+
+def _listing(labels: set[int]) -> str:
+    ordered = sorted(labels)
+    if len(ordered) > 1 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"classes {ordered[0]} to {ordered[-1]}"
+    return "classes " + " ".join(map(str, ordered[:20])) + (" ..." if len(ordered) > 20 else "")
