@@ -1,0 +1,34 @@
+"""Encoders and the augmentations in front of them."""
+
+from __future__ import annotations
+
+import torch
+
+from models.encoder import ContrastiveEncoder, EncoderOutput
+from models.resnet import BACKBONES
+from utils import InputError
+
+__all__ = ["BACKBONES", "ContrastiveEncoder", "EncoderOutput", "build_encoder"]
+
+
+def build_encoder(
+    name: str, *, num_classes: int, shifts: int, simclr_dim: int = 128, seed: int | None = None
+) -> ContrastiveEncoder:
+    """Builds an encoder by its backbone's name.
+
+    Args:
+        name: One of BACKBONES.
+        num_classes: All classes of the data set, for the online probe.
+        shifts: K, 1 without shifts.
+        simclr_dim: Dimensions of the projection.
+        seed: Seed of the initial weights; None draws from torch's global generator.
+
+    Raises:
+        InputError: The name is unknown.
+    """
+    if name not in BACKBONES:
+        raise InputError(f"--model {name} is unknown; choose from {', '.join(BACKBONES)}")
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return BACKBONES[name](num_classes=num_classes, shifts=shifts, simclr_dim=simclr_dim)
