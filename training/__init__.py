@@ -1,0 +1,1 @@
+"""Contrastive training: losses, objectives, optimizers and the loop."""

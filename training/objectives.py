@@ -1,0 +1,123 @@
+"""What the two encoders learn: SimCLR (semantic) and CSI (distinctive), as two views of one objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import distributed
+from models.counter_random import make_keys
+from models.transform_layers import SHIFT_COUNTS, Augmentation, shift_images
+from training.losses import nt_xent
+
+TRAINING = 1  # the purpose part of a draw's key; the query uses another
+UNLABELED = -1
+
+
+class Batch(NamedTuple):
+    """One process's share of a step.
+
+    Attributes:
+        images: (B, 3, H, W) in [0, 1].
+        labels: All-class labels for the probe, (B,); -1 where there is none.
+        indices: Data set indices, (B,); they key the augmentation.
+        epoch: From 1.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    epoch: int
+
+
+@dataclass(frozen=True)
+class SemanticObjective:
+    """SimCLR: NT-Xent over two views of each image of the global batch (CCAL, Sec. 3.2).
+
+    Attributes:
+        augmentation: Of the views.
+        temperature: Of NT-Xent.
+        seed: Keys the views' draws, with epoch, image and view.
+    """
+
+    augmentation: Augmentation
+    temperature: float = 0.5
+    seed: int = 0
+    shift: str = "none"
+
+    def __call__(self, encoder: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss to minimise (the probe's included, whose features are detached) and what to log."""
+        output = encoder(self.views(batch))
+        similarity = nt_xent(gather_views(output.projection), temperature=self.temperature)
+        probe, accuracy = self._probe(output.class_logits, batch.labels)
+        stats = {"loss": similarity, "loss_sim": similarity, "loss_probe": probe, "train_probe_accuracy": accuracy}
+        return similarity + probe, {name: value.detach() for name, value in stats.items()}
+
+    def views(self, batch: Batch) -> Tensor:
+        """(2 K B, 3, H, W): for each view, for each shift, the batch in order."""
+        views = []
+        for view in range(2):
+            keys = make_keys(self.seed, TRAINING, batch.epoch, batch.indices, view)
+            # One flip per view: its shifted copies share it.
+            flipped = self.augmentation.flip(batch.images, keys)
+            views += [shift_images(flipped, self.shift, k) for k in range(SHIFT_COUNTS[self.shift])]
+        numbers = torch.arange(SHIFT_COUNTS[self.shift], device=batch.indices.device)
+        keys = make_keys(
+            self.seed,
+            TRAINING,
+            batch.epoch,
+            batch.indices,
+            torch.arange(2, device=numbers.device)[:, None, None],
+            numbers[:, None],
+        )  # (2, K, B)
+        return self.augmentation.after_shift(torch.cat(views), keys.flatten())
+
+    def _probe(self, class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropy and accuracy (percent) of the linear probe on the unshifted copies."""
+        logits = class_logits.view(2, SHIFT_COUNTS[self.shift], len(labels), -1)[:, 0].flatten(0, 1)
+        targets = labels.repeat(2)
+        known = targets != UNLABELED
+        losses = F.cross_entropy(logits, targets, ignore_index=UNLABELED, reduction="sum")
+        hits = (logits.argmax(1) == targets) & known
+        count = known.sum().clamp(min=1)
+        return losses / count, 100 * hits.sum() / count
+
+
+@dataclass(frozen=True)
+class DistinctiveObjective(SemanticObjective):
+    """CSI: every shifted copy is an instance of its own, and a head tells the shifts apart (CCAL, Sec. 3.3).
+
+    Loss = ``sim_lambda`` * NT-Xent over the 2 K B copies + cross entropy of ``shift_cls_layer``.
+    """
+
+    shift: str = "rotation"
+    sim_lambda: float = 1.0
+
+    def __call__(self, encoder: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss to minimise (the probe's included, whose features are detached) and what to log."""
+        output = encoder(self.views(batch))
+        similarity = nt_xent(gather_views(output.projection), temperature=self.temperature)
+        shifts = SHIFT_COUNTS[self.shift]
+        targets = torch.arange(shifts, device=batch.labels.device).repeat_interleave(len(batch.labels)).repeat(2)
+        shift_loss = F.cross_entropy(output.shift_logits, targets)
+        loss = self.sim_lambda * similarity + shift_loss
+        probe, accuracy = self._probe(output.class_logits, batch.labels)
+        stats = {
+            "loss": loss,
+            "loss_sim": similarity,
+            "loss_shift": shift_loss,
+            "loss_probe": probe,
+            "train_shift_accuracy": 100 * (output.shift_logits.argmax(1) == targets).float().mean(),
+            "train_probe_accuracy": accuracy,
+        }
+        return loss + probe, {name: value.detach() for name, value in stats.items()}
+
+
+def gather_views(projection: Tensor) -> Tensor:
+    """Unit-norm projections of all processes, (2N, D) here to (2 N W, D): rows i and i + N W are two views."""
+    views = F.normalize(projection.float(), dim=1).view(2, -1, projection.shape[1])
+    return distributed.all_gather(views, dim=1).flatten(0, 1)

@@ -1,0 +1,129 @@
+"""Optimizers and the learning rate: warm-up, then cosine or step decay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from warmup_scheduler import GradualWarmupScheduler
+
+PEAK = 10.0  # the warm-up multiplies the base rate by this
+STEP_DECAY = {"sgd": 0.1, "lars": 0.1, "adam": 0.3}
+
+
+class LARS(Optimizer):
+    """SGD with momentum on layer-wise rescaled gradients (LARS, https://arxiv.org/abs/1708.03888).
+
+    Per tensor the gradient becomes (g + wd p) * trust |p| / (|g| + wd |p| + 1e-8), with factor 1 where |p| or |g|
+    is 0.
+
+    Args:
+        params: Parameters, or parameter groups.
+        lr: Learning rate.
+        momentum: Of the SGD step.
+        weight_decay: wd.
+        trust: The trust coefficient.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        *,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Updates every parameter that has a gradient; returns the closure's loss, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, group)
+        return loss
+
+    def _update(self, p: Tensor, group: dict) -> None:
+        decay = group["weight_decay"]
+        p_norm, g_norm = p.norm(), p.grad.norm()
+        ratio = group["trust"] * p_norm / (g_norm + decay * p_norm + 1e-8)
+        ratio = torch.where((p_norm > 0) & (g_norm > 0), ratio, torch.ones_like(ratio))
+        gradient = (p.grad + decay * p) * ratio
+        state = self.state[p]
+        if "momentum_buffer" in state:
+            state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
+        else:
+            state["momentum_buffer"] = gradient.clone()
+        p.add_(state["momentum_buffer"], alpha=-group["lr"])
+
+
+def build_optimizer(name: str, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float) -> Optimizer:
+    """sgd (momentum 0.9), adam (betas 0.9, 0.999) or lars, over the parameters that require a gradient."""
+    parameters = [p for p in parameters if p.requires_grad]
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay)
+    if name == "lars":
+        return LARS(parameters, lr=lr, weight_decay=weight_decay)
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay)
+
+
+class _Decay(LRScheduler):
+    """Base rate times a function of the epochs since the warm-up; base rates are set to the peak by the warm-up."""
+
+    def __init__(self, optimizer: Optimizer, shape: Callable[[float], float]) -> None:
+        self._shape = shape
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        return [base * self._shape(self.last_epoch) for base in self.base_lrs]
+
+
+class LearningRate:
+    """The learning rate as a function of the fractional epoch e = epoch - 1 + n / len(loader), set after update n.
+
+    With base rate b and W warm-up epochs: b (1 + 9 e / W) for e <= W; then 10 b * 0.5 (1 + cos(pi (e - W) / epochs)),
+    or 10 b times 0.1 (adam: 0.3) for each of int(epochs / 2) and int(3 epochs / 4) that e - W has reached. The
+    cosine's period is ``epochs``, so it ends just above 0, as in the original.
+
+    It has no state but e, so a resumed run is exact. GradualWarmupScheduler's own ``step`` hands over to the decay with
+    one stale value; here both positions are set before it is asked.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, optimizer_name: str, kind: str, epochs: int, warmup: int) -> None:
+        self._optimizer = optimizer
+        self._warmup = warmup
+        factor = STEP_DECAY[optimizer_name]
+        milestones = int(epochs / 2), int(3 * epochs / 4)
+        shapes = {
+            "cosine": lambda e: 0.5 * (1 + math.cos(math.pi * e / epochs)),
+            "step_decay": lambda e: factor ** sum(e >= milestone for milestone in milestones),
+        }
+        self._decay = _Decay(optimizer, shapes[kind])
+        self._schedule: LRScheduler = self._decay
+        if warmup:
+            self._schedule = GradualWarmupScheduler(optimizer, PEAK, warmup, after_scheduler=self._decay)
+        else:
+            self._decay.base_lrs = [base * PEAK for base in self._decay.base_lrs]
+        self.set(0.0)
+
+    def set(self, e: float) -> None:
+        """Sets the optimizer's rate to the value at fractional epoch ``e``."""
+        self._schedule.last_epoch = e
+        self._decay.last_epoch = e - self._warmup
+        for group, lr in zip(self._optimizer.param_groups, self._schedule.get_lr()):
+            group["lr"] = lr
+
+    @property
+    def value(self) -> float:
+        """The current learning rate."""
+        return self._optimizer.param_groups[0]["lr"]
