@@ -1,0 +1,295 @@
+"""Trains one contrastive encoder: semantic (SimCLR) or distinctive (CSI).
+
+Run it with one process, or with several through torchrun or torch.distributed.launch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from common import arguments, checkpoint, distributed
+from datasets import load_data_and_split
+from models import build_encoder
+from models.transform_layers import SHIFT_COUNTS, Augmentation
+from training.engine import Objective, probe_accuracy, steps_per_epoch, train_one_epoch
+from training.objectives import DistinctiveObjective, SemanticObjective
+from training.optim import LearningRate, build_optimizer
+from utils import InputError, RunLog, log, run_cli, set_seed
+
+RESUME_VERSION = 1
+# Arguments that may differ when a run is resumed: none of them changes a weight.
+FREE_ON_RESUME = {
+    "data_path", "debug", "device", "error_step", "local_rank", "logdir", "no_strict", "parallel", "resume_path",
+    "save_step", "suffix",
+}  # fmt: skip
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = arguments.Parser(__doc__.splitlines()[0])
+    arguments.add_contrast_args(parser)
+    arguments.add_data_args(parser)
+    arguments.add_encoder_args(parser)
+    arguments.add_augmentation_args(parser)
+    arguments.add_process_args(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    settings = arguments.resolved(args)
+    check_mode(args.mode, args.shift_trans_type)
+    folder = run_folder(args.logdir, args.resume_path, args.suffix, settings)
+    with distributed.session(args.device) as device:
+        set_seed(args.seed)
+        data, split = load_data_and_split(
+            args.dataset,
+            args.data_path,
+            mismatch=args.mismatch,
+            target_classes=args.target_classes,
+            initial_budget=args.initial_budget,
+            split_seed=args.split_seed,
+        )
+        images, labels = to_device(data.train_images, data.train_labels, device)
+        test_images, test_labels = to_device(data.test_images, data.test_labels, device)
+        indices = torch.from_numpy(split.contrast()).to(device)
+        steps = steps_per_epoch(len(indices), batch_size=args.batch_size, processes=distributed.world_size())
+
+        encoder = build_encoder(
+            args.model,
+            num_classes=data.num_classes,
+            shifts=SHIFT_COUNTS[args.shift_trans_type],
+            simclr_dim=args.simclr_dim,
+            seed=args.seed,
+        ).to(device)
+        model = distributed.wrap(encoder, device, parallel=args.parallel)
+        objective = build_objective(
+            args.mode,
+            augmentation=Augmentation(args.resize_factor, args.resize_fix),
+            temperature=args.temperature,
+            shift=args.shift_trans_type,
+            sim_lambda=args.sim_lambda,
+            seed=args.seed,
+        )
+        main_parameters = [p for name, p in encoder.named_parameters() if not name.startswith("linear.")]
+        optimizer = build_optimizer(args.optimizer, main_parameters, lr=args.lr_init, weight_decay=args.weight_decay)
+        probe_optimizer = torch.optim.Adam(encoder.linear.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-6)
+        optimizers = (optimizer, probe_optimizer)
+        learning_rate = LearningRate(
+            optimizer, optimizer_name=args.optimizer, kind=args.lr_scheduler, epochs=args.epochs, warmup=args.warmup
+        )
+
+        done = 0
+        if args.resume_path:
+            done = resume(
+                folder,
+                encoder,
+                optimizers,
+                settings,
+                split_digest=split.digest,
+                strict=not args.no_strict,
+                device=device,
+            )
+            learning_rate.set(last_position(done, steps))
+        elif distributed.is_main():
+            checkpoint.write_args(folder, settings, split_digest=split.digest, processes=distributed.world_size())
+        announce(settings, count=len(indices), steps=steps, device=device, folder=folder, done=done)
+
+        run_log = RunLog(folder, enabled=distributed.is_main(), done=done)
+        for epoch in range(done + 1, args.epochs + 1):
+            stats = train_one_epoch(
+                model,
+                objective,
+                images,
+                labels,
+                indices,
+                optimizers=optimizers,
+                learning_rate=learning_rate,
+                batch_size=args.batch_size,
+                epoch=epoch,
+                seed=args.seed,
+            )
+            last = epoch == args.epochs
+            if distributed.is_main() and (last or epoch % args.error_step == 0):
+                stats["test_probe_accuracy"] = probe_accuracy(encoder, test_images, test_labels)
+            run_log.write(epoch, stats)
+            log(epoch_line(epoch, args.epochs, stats))
+            if last or epoch % args.save_step == 0:
+                save_run(folder, encoder, optimizers, settings, epoch=epoch, split_digest=split.digest)
+        run_log.close()
+        log(f"wrote {folder / checkpoint.MODEL_FILE} and {folder / checkpoint.RESUME_FILE}")
+
+
+def check_mode(mode: str, shift: str) -> None:
+    """Refuses a mode and a shift that do not belong together.
+
+    Raises:
+        InputError: SimCLR with shifts, or CSI without.
+    """
+    if mode == "semantic" and shift != "none":
+        raise InputError(
+            f"--mode semantic is SimCLR, which has no shifts: give --shift_trans_type none, not {shift} "
+            "(or --mode distinctive)"
+        )
+    if mode == "distinctive" and shift == "none":
+        raise InputError(
+            "--mode distinctive is CSI, which tells shifted copies apart: give --shift_trans_type rotation or cutperm"
+        )
+
+
+def run_folder(logdir: str | None, resume_path: str | None, suffix: str, settings: dict[str, Any]) -> Path:
+    """The run's folder, made if need be; a folder that holds another run is refused.
+
+    Raises:
+        InputError: The folder holds a run and none is to be resumed, or the run to resume is not there.
+    """
+    if resume_path:
+        folder = Path(resume_path)
+        if logdir and Path(logdir).resolve() != folder.resolve():
+            raise InputError("--resume_path continues a run in its own folder: leave --logdir out")
+        if not (folder / checkpoint.RESUME_FILE).is_file():
+            raise InputError(f"--resume_path {folder} holds no {checkpoint.RESUME_FILE}; name the folder of a run")
+        return folder
+    name = "_".join(str(settings[key]) for key in ("dataset", "mismatch", "model", "mode", "shift_trans_type"))
+    folder = Path(logdir) if logdir else Path("logs") / name
+    if suffix:
+        folder = folder.with_name(f"{folder.name}_{suffix}")
+    found = [file for file in (checkpoint.RESUME_FILE, checkpoint.MODEL_FILE) if (folder / file).exists()]
+    if found:
+        raise InputError(
+            f"{folder} already holds a run ({found[0]}): continue it with --resume_path {folder}, or give another "
+            "--logdir or --suffix"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def to_device(images: np.ndarray, labels: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(N, H, W, 3) and (N,) arrays to uint8 (N, 3, H, W) and int64 (N,) tensors on the device."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).to(device)
+
+
+def build_objective(
+    mode: str, *, augmentation: Augmentation, temperature: float, shift: str, sim_lambda: float, seed: int
+) -> Objective:
+    """SimCLR for ``semantic``, CSI for ``distinctive``."""
+    if mode == "semantic":
+        return SemanticObjective(augmentation, temperature=temperature, seed=seed)
+    return DistinctiveObjective(augmentation, temperature=temperature, seed=seed, shift=shift, sim_lambda=sim_lambda)
+
+
+def last_position(epoch: int, steps: int) -> float:
+    """The fractional epoch at the last update of an epoch."""
+    return epoch - 1 + (steps - 1) / steps
+
+
+def save_run(
+    folder: Path,
+    encoder: nn.Module,
+    optimizers: tuple[Optimizer, ...],
+    settings: dict[str, Any],
+    *,
+    epoch: int,
+    split_digest: str,
+) -> None:
+    """Writes last.ckpt and last.model from the first process; every process hands in its random state."""
+    rng = distributed.gather_objects(checkpoint.rng_state())
+    if distributed.is_main():
+        content = {
+            "format_version": RESUME_VERSION,
+            "epoch": epoch,
+            "model": encoder.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "rng": rng,
+            "arguments": settings,
+            "split_digest": split_digest,
+        }
+        checkpoint.save(folder / checkpoint.RESUME_FILE, content)
+        checkpoint.save(folder / checkpoint.MODEL_FILE, encoder.state_dict())
+
+
+def resume(
+    folder: Path,
+    encoder: nn.Module,
+    optimizers: tuple[Optimizer, ...],
+    settings: dict[str, Any],
+    *,
+    split_digest: str,
+    strict: bool,
+    device: torch.device,
+) -> int:
+    """Puts a run back to where its last.ckpt left it and returns the number of finished epochs.
+
+    Raises:
+        InputError: The file is damaged, or from a run with other settings or another split.
+    """
+    path = folder / checkpoint.RESUME_FILE
+    content = checkpoint.load(path, device)
+    if not isinstance(content, dict) or content.get("format_version") != RESUME_VERSION:
+        raise InputError(f"{path} is no resume checkpoint of format version {RESUME_VERSION}; start a new run")
+    if content["split_digest"] != split_digest:
+        raise InputError(f"{path} belongs to another split; give the data and split flags of that run")
+    saved = content["arguments"]
+    changed = [
+        f"--{name} was {saved.get(name)}, is {value}"
+        for name, value in settings.items()
+        if name not in FREE_ON_RESUME and saved.get(name) != value
+    ]
+    if changed:
+        raise InputError(f"{path} was trained with other flags ({'; '.join(changed)}); give the same to continue it")
+    try:
+        encoder.load_state_dict(content["model"], strict=strict)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit this encoder ({str(error).splitlines()[-1].strip()[:200]})") from None
+    for optimizer, state in zip(optimizers, content["optimizers"]):
+        optimizer.load_state_dict(state)
+    if len(content["rng"]) == distributed.world_size():
+        checkpoint.restore_rng(content["rng"][distributed.rank()])
+    else:
+        log(
+            f"warning: the run had {len(content['rng'])} processes and now has {distributed.world_size()}: the "
+            "effective batch is another one, and the result will not equal an uninterrupted run's"
+        )
+    return content["epoch"]
+
+
+def announce(
+    settings: dict[str, Any], *, count: int, steps: int, device: torch.device, folder: Path, done: int
+) -> None:
+    """Says what is about to run: images, effective batch, learning rate, processes and where the results go."""
+    processes = distributed.world_size()
+    batch = settings["batch_size"] * processes
+    log(
+        f"{settings['mode']} encoder {settings['model']} on {settings['dataset']}: {count} images, {steps} steps per "
+        f"epoch, epochs {done + 1} to {settings['epochs']}, {processes} process(es) on {device.type}"
+    )
+    log(
+        f"effective batch {batch} images ({settings['batch_size']} per process; the paper's recipe is 128), learning "
+        f"rate {settings['lr_init']} to {10 * settings['lr_init']:g} as given: nothing is scaled"
+    )
+    if processes > 1 and device.type == "cpu":
+        log("on the CPU each process keeps its own BatchNorm statistics (torch has no SyncBatchNorm there)")
+    log(f"run folder {folder}")
+
+
+def epoch_line(epoch: int, epochs: int, stats: dict[str, float]) -> str:
+    """One epoch's figures in one line."""
+    shown = {name: value for name, value in stats.items() if name not in ("lr", "images_per_second", "seconds", "loss")}
+    figures = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    return (
+        f"epoch {epoch}/{epochs}  loss {stats['loss']:.4f}  {figures}  lr {stats['lr']:.4g}  "
+        f"{stats['images_per_second']:.0f} images/s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
