@@ -1,0 +1,1 @@
+"""From trained encoders to queries: features, scores, selection and metrics."""
