@@ -190,7 +190,7 @@ def add_query_args(parser: argparse.ArgumentParser) -> None:
         "--load_path",
         metavar="DIR",
         default="./model",
-        help="folder in which semantic/last.model and distinctive/last.model are looked for, and scores/ is written",
+        help="folder in which semantic/last.model and distinctive/last.model are looked for",
     )
     group.add_argument(
         "--load_semantic_path",
@@ -223,7 +223,9 @@ def add_query_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--split", type=positive_int, default=5, metavar="CYCLES", help="query cycles")
     group.add_argument("--print_score", action="store_true", help="print mean, deviation and quantiles of each score")
     group.add_argument(
-        "--save_score", action="store_true", help="write each cycle's scores (npz) and a histogram (png)"
+        "--save_score",
+        action="store_true",
+        help="write each cycle's scores (npz) and a histogram (png) into scores/ beside the index files",
     )
     group.add_argument(
         "--index_dir",

@@ -1,0 +1,71 @@
+"""Figures, drawn without a display and written in one piece."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_accuracy(path: str | os.PathLike, series: Mapping[str, Sequence[tuple[int, float, float | None]]]) -> None:
+    """Draws test accuracy against the number of labeled images, one curve with error bars per series.
+
+    Args:
+        path: The png file.
+        series: Per name its points (labeled images, mean accuracy in percent, standard deviation in percentage
+            points, or None for a single run, which gets no bar).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in series.items():
+        labeled, means, deviations = zip(*points, strict=True)
+        bars = [float("nan") if deviation is None else deviation for deviation in deviations]
+        axes.errorbar(labeled, means, yerr=bars, marker="o", capsize=3, label=name)
+    axes.set_xlabel("labeled images")
+    axes.set_ylabel("test accuracy (%), last epoch")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def plot_histogram(path: str | os.PathLike, groups: Mapping[str, np.ndarray], *, label: str) -> None:
+    """Draws the density of one score for several groups of images; values that are not finite are left out.
+
+    Args:
+        path: The png file.
+        groups: Values by group name, (n,) each.
+        label: Of the horizontal axis.
+    """
+    from matplotlib.figure import Figure
+
+    finite = {name: values[np.isfinite(values)] for name, values in groups.items()}
+    everything = np.concatenate(list(finite.values()))
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    if len(everything):
+        bins = np.linspace(everything.min(), max(everything.max(), everything.min() + 1e-6), 61)
+        for name, values in finite.items():
+            if len(values):
+                axes.hist(
+                    values, bins=bins, density=True, histtype="step", linewidth=1.5, label=f"{name} ({len(values)})"
+                )
+        axes.legend()
+    axes.set_xlabel(label)
+    axes.set_ylabel("density")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with atomic_write(path) as file:
+        FigureCanvasAgg(figure).print_png(file)

@@ -1,0 +1,141 @@
+"""The active learning loop: score, query, ask the oracle, and again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.split import Split
+from evals.features import FeatureBank
+from evals.metrics import auroc, query_metrics
+from evals.query import QueryInputs, QueryResult, Strategy, select
+from evals.scores import PoolScores, Scorer
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One cycle's outcome.
+
+    Attributes:
+        number: From 1.
+        inputs: What the strategy saw.
+        utilities: What it said, (U, C).
+        result: The query.
+        split: After the oracle's answer.
+        is_target: Whether each image of ``inputs.pool`` is a target, looked up after the query, (U,).
+        metrics: See evals.metrics, and auroc_semantic, auroc_utility, labeled, pool.
+        seconds: Scoring, query and annotation together.
+    """
+
+    number: int
+    inputs: QueryInputs
+    utilities: Tensor
+    result: QueryResult
+    split: Split
+    is_target: np.ndarray
+    metrics: dict[str, Any]
+    seconds: float
+
+
+def query_cycles(
+    split: Split,
+    labels: np.ndarray,
+    banks: dict[str, FeatureBank],
+    strategy: Strategy,
+    *,
+    cycles: int,
+    target: int,
+    k: float = 100.0,
+    t: float = 0.9,
+    seed: int = 0,
+) -> Iterator[Cycle]:
+    """Queries ``target`` images per class in each cycle until the pool is empty or ``cycles`` are done.
+
+    The labels of pool images are the oracle's: they are looked up for images once these are queried, and for the
+    metrics; no score sees them.
+
+    Args:
+        split: The initial split.
+        labels: Of all train images, (N,).
+        banks: Features by encoder, of all pool and labeled images.
+        strategy: What to query.
+        cycles: How many.
+        target: Images per class and cycle.
+        k: Steepness of the semantic score.
+        t: Its zero.
+        seed: Of the strategy's random stream.
+    """
+    initial = split
+    loop = _Loop(split, banks, num_classes=len(split.target_classes), k=k, t=t)
+    loop.add(split.labeled, split.class_numbers(labels[split.labeled]))
+    pool_targets = int(np.isin(labels[split.unlabeled], split.target_classes).sum())
+    for number in range(1, cycles + 1):
+        if not len(split.unlabeled):
+            return
+        start = time.perf_counter()
+        inputs = QueryInputs(
+            pool=split.unlabeled,
+            labeled=split.labeled,
+            labeled_classes=split.class_numbers(labels[split.labeled]),
+            num_classes=len(split.target_classes),
+            scores=loop.scores(split.unlabeled),
+            banks=banks,
+            rng=np.random.default_rng([seed, number]),
+        )
+        utilities = strategy.utilities(inputs)
+        result = select(utilities, inputs, target=target)
+        before, split = split, split.annotate(result.indices, labels)
+        joined = split.labeled[len(before.labeled) :]
+        loop.add(joined, split.class_numbers(labels[joined]))
+        seconds = time.perf_counter() - start
+        metrics = query_metrics(
+            labels[result.indices],
+            target_classes=split.target_classes,
+            found_before=len(before.labeled) - len(initial.labeled),
+            pool_targets=pool_targets,
+        )
+        is_target = np.isin(labels[before.unlabeled], split.target_classes)
+        metrics |= _pool_auroc(inputs.scores, utilities, is_target)
+        metrics |= {"labeled": len(split.labeled), "pool": len(split.unlabeled)}
+        yield Cycle(number, inputs, utilities, result, split, is_target, metrics, seconds)
+
+
+class _Loop:
+    """The scorer over the initial pool, addressed by data set indices."""
+
+    def __init__(self, split: Split, banks: dict[str, FeatureBank], *, num_classes: int, k: float, t: float) -> None:
+        self._banks = banks
+        self._pool = np.sort(split.unlabeled)
+        features = self._features(self._pool)
+        self._scorer = Scorer(features["semantic"], features["distinctive"], num_classes=num_classes, k=k, t=t)
+
+    def _features(self, indices: np.ndarray) -> dict[str, Tensor | None]:
+        return {
+            name: self._banks[name].of(indices) if name in self._banks else None for name in ("semantic", "distinctive")
+        }
+
+    def add(self, indices: np.ndarray, classes: np.ndarray) -> None:
+        features = self._features(indices)
+        device = next((value.device for value in features.values() if value is not None), "cpu")
+        numbers = torch.from_numpy(classes).to(device)
+        self._scorer.add_labeled(features["semantic"], features["distinctive"], numbers)
+
+    def scores(self, indices: np.ndarray) -> PoolScores:
+        return self._scorer.scores(torch.from_numpy(np.searchsorted(self._pool, indices)))
+
+
+def best_utility(utilities: Tensor) -> np.ndarray:
+    """Each image's largest utility over the classes, (U, C) to (U,)."""
+    return utilities.amax(1).cpu().numpy()
+
+
+def _pool_auroc(scores: PoolScores, utilities: Tensor, is_target: np.ndarray) -> dict[str, float | None]:
+    """AUROC of target against other images, for the similarity s and for what the strategy ranked by."""
+    similarity = None if scores.similarity is None else auroc(scores.similarity.cpu().numpy(), is_target)
+    return {"auroc_semantic": similarity, "auroc_utility": auroc(best_utility(utilities), is_target)}
