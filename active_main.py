@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in strategy.needs:
             encoder = build_encoder(
                 args.model, num_classes=data.num_classes, shifts=SHIFT_COUNTS[shifts[name]], simclr_dim=args.simclr_dim
-            ).to(device)
+            ).to(device, memory_format=torch.channels_last)
             expected = {"mode": name, "dataset": args.dataset, "model": args.model, "shift_trans_type": shifts[name]}
             checkpoint.check_run(paths[name], split_digest=split.digest, expected=expected)
             checkpoint.load_weights(paths[name], encoder, strict=not args.no_strict)
@@ -84,9 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 batch_size=args.test_batch_size,
                 name=f"{name} features",
             )
-            log(
-                f"{name} features of {len(banks[name].indices)} images: {time.perf_counter() - start:.1f} s ({paths[name]})"
-            )
+            seconds = time.perf_counter() - start
+            log(f"{name} features of {len(banks[name].indices)} images: {seconds:.1f} s ({paths[name]})")
 
         record = {
             name: getattr(args, name)
@@ -179,8 +178,8 @@ def prepare_folder(folder: Path, *, overwrite: bool) -> None:
     earlier = sorted(folder.glob("cycle_*.json"))
     if earlier and not overwrite:
         raise InputError(
-            f"{folder} already holds index files ({earlier[0].name}, ...): give --overwrite to replace them, or another "
-            "--index_dir"
+            f"{folder} already holds index files ({earlier[0].name}, ...): give --overwrite to replace them, or "
+            "another --index_dir"
         )
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             shifts=SHIFT_COUNTS[args.shift_trans_type],
             simclr_dim=args.simclr_dim,
             seed=args.seed,
-        ).to(device)
+        ).to(device, memory_format=torch.channels_last)  # convolutions are up to 1.6 times as fast in this layout
         model = distributed.wrap(encoder, device, parallel=args.parallel)
         objective = build_objective(
             args.mode,

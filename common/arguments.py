@@ -254,12 +254,23 @@ def add_classifier_args(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=("proper", "original"),
         default="proper",
-        help="original: frozen BatchNorm statistics after epoch 1, and one order and one set of flips in every epoch, as published",
+        help="original: as published, BatchNorm statistics frozen after epoch 1 and every epoch in one order with one set "
+        "of flips",
     )
     group.add_argument("--epochs", "--epoch", type=positive_int, default=100, help="passes over the labeled images")
     group.add_argument("--batch_size", type=number(int, 2), default=32, help="images per step")
     group.add_argument("--lr", type=positive, default=5e-4, help="Adam's learning rate")
     group.add_argument("--cuda", action="store_true", help="train on a GPU, and stop where there is none")
+
+
+def add_summary_args(parser: argparse.ArgumentParser) -> None:
+    """The table and figure of a finished run: evals/summary.py."""
+    group = parser.add_argument_group("summary")
+    group.add_argument("--index_dir", metavar="DIR", required=True, help="index files of the query")
+    group.add_argument("--random_dir", metavar="DIR", help="index files of --strategy random, to compare with")
+    group.add_argument("--results", metavar="FILE", help="the classifier's results.csv")
+    group.add_argument("--out_path", metavar="DIR", help="where summary.csv and summary.png go (default: --index_dir)")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def resolved(args: argparse.Namespace) -> dict[str, Any]:

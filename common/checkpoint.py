@@ -153,8 +153,8 @@ def check_run(model_path: Path, *, split_digest: str, expected: dict[str, Any]) 
     if record.get("split_digest") != split_digest:
         raise InputError(
             f"{model_path} was trained on another split (digest {str(record.get('split_digest'))[:12]}, here "
-            f"{split_digest[:12]}); give the --dataset, --mismatch, --target_classes, --initial_budget and --split_seed "
-            "of its training"
+            f"{split_digest[:12]}); give its training's --dataset, --mismatch, --target_classes, --initial_budget and "
+            "--split_seed"
         )
     for name, value in expected.items():
         trained = record["arguments"].get(name, value)

@@ -64,6 +64,41 @@ def plot_histogram(path: str | os.PathLike, groups: Mapping[str, np.ndarray], *,
     _save(figure, path)
 
 
+def plot_summary(
+    path: str | os.PathLike,
+    *,
+    precision: Mapping[str, Sequence[tuple[int, float]]],
+    accuracy: Sequence[tuple[int, float, float | None]],
+) -> None:
+    """Draws query precision by cycle beside, where there is any, accuracy by number of labeled images.
+
+    Args:
+        path: The png file.
+        precision: Per strategy its points (cycle, precision in percent).
+        accuracy: Points (labeled images, mean accuracy in percent, standard deviation or None).
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(10 if accuracy else 5.5, 4), layout="constrained")
+    axes = figure.add_subplot(1, 2 if accuracy else 1, 1)
+    for name, points in precision.items():
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.set(xlabel="query cycle", ylabel="target images among the queried (%)", ylim=(0, 105))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    if accuracy:
+        labeled, means, deviations = zip(*accuracy, strict=True)
+        bars = [float("nan") if deviation is None else deviation for deviation in deviations]
+        axes = figure.add_subplot(1, 2, 2)
+        axes.errorbar(labeled, means, yerr=bars, marker="o", capsize=3, color="C2")
+        axes.set(xlabel="labeled target images", ylabel="test accuracy (%), last epoch")
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: str | os.PathLike) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
