@@ -92,7 +92,7 @@ def _umask() -> int:
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes ``content`` as indented JSON, atomically."""
-    text = json.dumps(content, indent=2, default=_plain) + "\n"
+    text = json.dumps(content, indent=2, default=_plain, allow_nan=False) + "\n"
     with atomic_write(path) as file:
         file.write(text.encode())
 
@@ -107,7 +107,7 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no text, no JSON, a number too long, or nested too deep
         raise InputError(f"{path} is not valid JSON ({error}); restore it or write it again") from None
 
 

@@ -25,37 +25,43 @@ MODE_SPELLINGS = {
 }
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each default, but not the None of a flag whose help says what happens without it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that says what is wrong in one line."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-        )
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             raise SystemExit(2)
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
 
 
 def number(
     kind: type, low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
 ) -> Callable:
     """An argparse type: a finite number of ``kind`` within the bounds, which count unless open."""
-    bounds = f"{'above' if open_low else 'at least'} {low:g}"
+    bounds = f"{'above' if open_low else 'at least'} {low}"
     if high < math.inf:
-        bounds += f" and {'below' if open_high else 'at most'} {high:g}"
+        bounds += f" and {'below' if open_high else 'at most'} {high}"
     what = "a whole number" if kind is int else "a number"
 
     def parse(text: str) -> Any:
         try:
             value = kind(text)
-        except ValueError:
+            finite = math.isfinite(value)
+        except (ValueError, OverflowError):  # an int of 400 digits has no float
             raise argparse.ArgumentTypeError(f"must be {what} {bounds}, got {text!r}") from None
         too_low = value <= low if open_low else value < low
         too_high = value >= high if open_high else value > high
-        if not math.isfinite(value) or too_low or too_high:
+        if not finite or too_low or too_high:
             raise argparse.ArgumentTypeError(f"must be {what} {bounds}, got {text}")
         return value
 
@@ -240,22 +246,27 @@ def add_classifier_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("classifier")
     group.add_argument("--split", type=natural, default=5, metavar="CYCLES", help="last cycle to train on")
     group.add_argument("--number", type=natural, metavar="CYCLE", help="train on this cycle only (0: the initial set)")
-    group.add_argument("--strategy", choices=STRATEGIES, default="ccal", help="whose index files")
+    group.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="ccal",
+        help="whose index files are read where --index_dir is not given",
+    )
     group.add_argument(
         "--index_dir", metavar="DIR", help="where cycle_N.json is read (default: where the query writes)"
     )
     group.add_argument(
         "--out_path",
         metavar="DIR",
-        help="where results.csv and the curve go (default: train_classifier/results/<the index folder's name>)",
+        help="where results.csv and the curve go (default: train_classifier/results/ and the index folder's name)",
     )
-    group.add_argument("--runs", type=positive_int, default=5, help="seeds 0 .. runs - 1 per cycle")
+    group.add_argument("--runs", type=positive_int, default=5, help="seeds per cycle: --seed and those that follow it")
     group.add_argument(
         "--recipe",
         choices=("proper", "original"),
         default="proper",
-        help="original: as published, BatchNorm statistics frozen after epoch 1 and every epoch in one order with one set "
-        "of flips",
+        help="original: as published, BatchNorm statistics frozen after epoch 1, every epoch in one order with one "
+        "set of flips",
     )
     group.add_argument("--epochs", "--epoch", type=positive_int, default=100, help="passes over the labeled images")
     group.add_argument("--batch_size", type=number(int, 2), default=32, help="images per step")

@@ -82,6 +82,18 @@ def barrier() -> None:
         dist.barrier()
 
 
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """The first process runs the block before the others do."""
+    if not is_main():
+        barrier()
+    try:
+        yield
+    finally:
+        if is_main():
+            barrier()
+
+
 def all_gather(tensor: Tensor, *, dim: int = 0) -> Tensor:
     """Concatenates every process's tensor along ``dim``, in the order of ranks; gradients flow to each of them.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import urllib.error
 from pathlib import Path
 
 import numpy as np
 import torchvision.datasets
 
+from common import distributed
 from datasets.base import Dataset
 from utils import InputError
 
@@ -21,11 +23,13 @@ def load_cifar(name: str, data_path: Path) -> Dataset:
     """
     source = SOURCES[name]
     parts = {}
-    for train in (True, False):
-        try:
-            parts[train] = source(str(data_path), train=train)
-        except RuntimeError:
-            parts[train] = _download(source, name, data_path, train)
+    # One process downloads what is missing; the others find it there.
+    with distributed.main_first():
+        for train in (True, False):
+            try:
+                parts[train] = source(str(data_path), train=train)
+            except RuntimeError:
+                parts[train] = _download(source, name, data_path, train)
     train, test = parts[True], parts[False]
     return Dataset(
         name=name,
@@ -41,7 +45,7 @@ def load_cifar(name: str, data_path: Path) -> Dataset:
 def _download(source: type, name: str, data_path: Path, train: bool) -> torchvision.datasets.CIFAR10:
     try:
         return source(str(data_path), train=train, download=True)
-    except (OSError, RuntimeError) as error:
+    except (urllib.error.URLError, ConnectionError, TimeoutError, PermissionError, RuntimeError) as error:
         raise InputError(
             f"{name} is not in {data_path} and could not be downloaded ({error}); "
             f"put {source.filename} (md5 {source.tgz_md5}) or its folder {source.base_folder} into {data_path}, "

@@ -6,6 +6,7 @@ cycle_0.json holds the initial labeled set, so that the classifier has no specia
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,12 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
         n_images: If given, the number of train images that the indices must stay below.
 
     Raises:
-        InputError: The file is missing, is no index file, has duplicate or out-of-range indices, or belongs to
-            another split.
+        InputError: The file is missing, is no index file, has duplicate, contradicting or out-of-range indices, or
+            belongs to another split.
     """
     raw = read_json(path)
-    if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if not _is_index(version) or version != FORMAT_VERSION:
         raise InputError(f"{path} is no index file of format version {FORMAT_VERSION}; write it with active_main.py")
     raw.pop("format_version")
     fields = {entry.name: entry for entry in dataclasses.fields(IndexFile)}
@@ -104,14 +106,19 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
     if bad:
         raise InputError(f"{path}: {bad[0]} has a wrong type or value; write the file with active_main.py")
     content = IndexFile(**raw)
-    for name in ("labeled", "queried", "set_aside"):
+    for name in ("target_classes", "labeled", "queried", "set_aside"):
         values = np.asarray(getattr(content, name), dtype=np.int64)
         if len(np.unique(values)) != len(values):
             raise InputError(f"{path}: {name} holds an index twice")
-        if n_images is not None and len(values) and values.max() >= n_images:
+        if name != "target_classes" and n_images is not None and len(values) and values.max() >= n_images:
             raise InputError(f"{path}: {name} holds index {values.max()}, but the data set has {n_images} images")
     if not content.labeled:
         raise InputError(f"{path}: no labeled image, nothing to train on")
+    if not content.target_classes:
+        raise InputError(f"{path}: no target class; write the file with active_main.py")
+    both = set(content.labeled) & set(content.set_aside)
+    if both:
+        raise InputError(f"{path}: image {min(both)} is both labeled and set aside; write the file with active_main.py")
     if split_digest is not None and content.split_digest != split_digest:
         raise InputError(
             f"{path} belongs to another split (digest {content.split_digest[:12]}, here {split_digest[:12]}); "
@@ -121,7 +128,7 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_index(value: Any) -> bool:

@@ -144,8 +144,7 @@ def make_split(
     labeled = set(initial)
     pool_targets = [index for index in targets if index not in labeled]
     others = np.flatnonzero(~np.isin(train_labels, classes)).tolist()
-    # In exactly this form: in double precision it gives 36801 for CIFAR at 0.8, and so does the protocol.
-    n_others = math.ceil((mismatch * len(pool_targets)) / (1 - mismatch))
+    n_others = _others_asked_for(mismatch, len(pool_targets))
     if n_others > len(others):
         raise InputError(
             f"--mismatch {mismatch} asks for {n_others} images of other classes and {len(others)} exist; "
@@ -171,9 +170,18 @@ def make_split(
     )
 
 
+def _others_asked_for(mismatch: float, n_targets: int) -> int:
+    # In exactly this form: in double precision it gives 36801 for CIFAR at 0.8, and so does the protocol.
+    return math.ceil((mismatch * n_targets) / (1 - mismatch))
+
+
 def _largest_mismatch(n_targets: int, n_others: int) -> float:
     """The largest mismatch of four decimals for which enough other-class images exist."""
-    return math.floor(n_others / (n_others + n_targets) * 1e4) / 1e4
+    steps = math.floor(n_others / (n_others + n_targets) * 1e4)
+    # In double precision 0.8 asks for 401 images beside 100 targets, where exactly 400 would do.
+    while _others_asked_for(steps / 1e4, n_targets) > n_others:
+        steps -= 1
+    return steps / 1e4
 
 
 def _listing(labels: set[int]) -> str:

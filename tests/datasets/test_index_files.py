@@ -1,0 +1,243 @@
+"""datasets/index_files.py: round trip, places, every refusal, and the authors' own query lists."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets.index_files import IndexFile, default_index_dir, index_path, read_index_file, write_index_file
+from datasets.split import make_split
+from utils import InputError
+
+CONTENT = IndexFile(
+    dataset="cifar10",
+    mismatch=0.8,
+    split_digest="d896584df08687d3",
+    target_classes=[0, 1],
+    strategy="ccal",
+    cycle=2,
+    labeled=[7, 3, 11],
+    queried=[11, 20],
+    set_aside=[20],
+    settings={"k": 100.0, "target": 750, "seed": 0},
+    metrics={"precision": 0.5, "found": {"0": 1, "1": 0}},
+    seconds=1.25,
+)
+
+
+@pytest.fixture(scope="module")
+def shared():
+    folder = Path(__file__).resolve().parents[3] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"the published query lists are not here: {folder} does not exist")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(shared):
+    with np.load(shared / "data" / "published_queries_cifar10_mismatch80.npz") as lists:
+        return [lists[f"cycle_{cycle}"].astype(np.int64) for cycle in range(8)]
+
+
+@pytest.fixture(scope="module")
+def labels(shared):
+    return np.load(shared / "data" / "labels_cifar10_train.npy")
+
+
+@pytest.fixture(scope="module")
+def cifar_split(labels):
+    return make_split(labels, labels[:100], target_classes=(0, 1), mismatch=0.8, initial_budget=800)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes CONTENT with some raw JSON fields changed (None: left out) and returns the path."""
+
+    def write(**changes):
+        path = tmp_path / "cycle_2.json"
+        raw = {"format_version": 1, **dataclasses.asdict(CONTENT), **changes}
+        path.write_text(json.dumps({name: value for name, value in raw.items() if value is not None}))
+        return path
+
+    return write
+
+
+# Writing and reading
+
+
+def test_round_trip(tmp_path):
+    path = write_index_file(tmp_path / "new" / "folder", CONTENT)
+    assert path == tmp_path / "new" / "folder" / "cycle_2.json"
+    assert read_index_file(path) == CONTENT
+    assert read_index_file(path, split_digest="d896584df08687d3", n_images=21) == CONTENT
+    assert json.loads(path.read_text())["format_version"] == 1
+
+
+def test_round_trip_of_arrays_and_defaults(tmp_path):
+    content = dataclasses.replace(
+        CONTENT,
+        cycle=0,
+        target_classes=(0, 1),
+        labeled=np.asarray([5, 2]),
+        queried=np.asarray([], dtype=np.int64),
+        set_aside=[],
+        mismatch=np.float64(0.25),
+        settings={},
+        metrics={"auroc": np.float32(0.5)},
+        seconds=0.0,
+    )
+    read = read_index_file(write_index_file(tmp_path, content))
+    assert (read.cycle, read.target_classes, read.labeled, read.queried) == (0, [0, 1], [5, 2], [])
+    assert (read.mismatch, read.metrics, read.seconds) == (0.25, {"auroc": 0.5}, 0.0)
+
+
+def test_writing_again_replaces_the_file_whole(tmp_path):
+    write_index_file(tmp_path, dataclasses.replace(CONTENT, labeled=list(range(1000))))
+    path = write_index_file(tmp_path, CONTENT)
+    assert read_index_file(path) == CONTENT
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cycle_2.json"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "mismatch", "strategy", "place"),
+    [
+        ("cifar10", 0.8, "ccal", "get_index_80/cifar10"),
+        ("cifar100", 0.2, "ccal", "get_index_20/cifar100"),
+        ("cifar10", 0.0, "ccal", "get_index_0/cifar10"),
+        ("cifar10", 0, "ccal", "get_index_0/cifar10"),
+        ("cifar10", 0.35, "ccal", "get_index_35/cifar10"),
+        ("cifar10", 0.07, "ccal", "get_index_7/cifar10"),  # 0.07 * 100 is 7.000000000000001
+        ("cifar10", 0.29, "ccal", "get_index_29/cifar10"),  # 28.999999999999996
+        ("cifar10", 0.57, "ccal", "get_index_57/cifar10"),  # 56.99999999999999
+        ("cifar10", 0.125, "ccal", "get_index_12.5/cifar10"),
+        ("cifar10", 0.8, "random", "get_index_80/cifar10/random"),
+        ("digits", 0.6, "semantic", "get_index_60/digits/semantic"),
+    ],
+)
+def test_default_place(tmp_path, dataset, mismatch, strategy, place):
+    folder = default_index_dir(tmp_path, dataset, mismatch, strategy)
+    assert folder == tmp_path / "train_classifier" / place
+    assert index_path(folder, 3) == tmp_path / "train_classifier" / place / "cycle_3.json"
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "null", '"cycle"', "{}", '{"format_version": 2}', '{"format_version": "1"}', '{"labeled": [1, 2]}']
+)
+def test_something_else_than_an_index_file(tmp_path, text):
+    path = tmp_path / "cycle_0.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"cycle_0.json is no index file of format version 1; write it with active_"):
+        read_index_file(path)
+
+
+def test_missing_and_damaged_files(tmp_path):
+    with pytest.raises(InputError, match=r"cycle_9.json does not exist"):
+        read_index_file(tmp_path / "cycle_9.json")
+    path = write_index_file(tmp_path, CONTENT)
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(InputError, match=r"cycle_2.json is not valid JSON"):
+        read_index_file(path)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in dataclasses.fields(IndexFile)])
+def test_every_field_must_be_there(written, name):
+    with pytest.raises(InputError, match=re.escape(f"wrong fields ['{name}']")):
+        read_index_file(written(**{name: None}))
+
+
+def test_no_other_field_may_be_there(written):
+    with pytest.raises(InputError, match=re.escape("wrong fields ['precision']")):
+        read_index_file(written(precision=1.0))
+
+
+NO_INDEX = [-1, 1.0, 0.5, "3", True, [1], 2**62, float("nan")]
+NO_NUMBER = ["0.8", True, [0.8], {}, float("nan"), float("inf"), 10**400]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("dataset", [10, ["cifar10"], True]),
+        ("mismatch", [*NO_NUMBER, -0.1, 1, 1.0, 80]),
+        ("split_digest", [12, ["d8"]]),
+        ("strategy", [0, {}]),
+        ("cycle", NO_INDEX),
+        ("settings", [[], "k=100", 3]),
+        ("metrics", [[], 0.9]),
+        ("seconds", NO_NUMBER),
+        ("target_classes", [3, "01", {"0": 1}, *([0, bad] for bad in NO_INDEX)]),
+        ("labeled", [3, "7", {"0": 7}, *([7, bad] for bad in NO_INDEX)]),
+        ("queried", [3, "7", {"0": 7}, *([7, bad] for bad in NO_INDEX)]),
+        ("set_aside", [3, "7", {"0": 7}, *([7, bad] for bad in NO_INDEX)]),
+    ],
+)
+def test_wrong_types_and_values(written, name, values):
+    for value in values:
+        with pytest.raises(InputError, match=rf"cycle_2.json: {name} has a wrong type or value"):
+            read_index_file(written(**{name: value}))
+
+
+@pytest.mark.parametrize("name", ["labeled", "queried", "set_aside"])
+def test_an_index_twice(written, name):
+    with pytest.raises(InputError, match=rf"{name} holds an index twice"):
+        read_index_file(written(**{name: [4, 9, 4]}))
+
+
+@pytest.mark.parametrize("name", ["labeled", "queried", "set_aside"])
+def test_an_index_beyond_the_data_set(written, name):
+    path = written(**{name: [1, 50, 49]})
+    with pytest.raises(InputError, match=rf"{name} holds index 50, but the data set has 50 images"):
+        read_index_file(path, n_images=50)
+    assert getattr(read_index_file(path, n_images=51), name) == [1, 50, 49]
+    assert getattr(read_index_file(path), name) == [1, 50, 49]
+
+
+def test_nothing_labeled(written):
+    with pytest.raises(InputError, match="no labeled image, nothing to train on"):
+        read_index_file(written(labeled=[]))
+    assert read_index_file(written(queried=[], set_aside=[])).labeled == [7, 3, 11]
+
+
+def test_another_split(written):
+    with pytest.raises(InputError, match=r"another split \(digest d896584df086, here 0000feedbeef\); give the same"):
+        read_index_file(written(), split_digest="0000feedbeef0000")
+
+
+# The authors' own query lists (METHOD.md, section 7)
+
+
+def test_published_cycle_0_is_the_initial_set(published, cifar_split):
+    assert published[0].tolist() == cifar_split.labeled.tolist()
+
+
+def test_published_cycles_find_what_the_page_says(published, labels):
+    found = [len(after) - len(before) for before, after in zip(published, published[1:], strict=False)]
+    assert found == [1421, 1395, 1395, 1422, 1390, 1171, 439]
+    assert sum(found) == 8633
+    for cycle in published:
+        assert (labels[cycle] < 2).all()
+
+
+def test_published_queries_are_annotations_of_our_split(published, cifar_split, labels):
+    split = cifar_split
+    for before, after in zip(published, published[1:], strict=False):
+        split = split.annotate(after[len(before) :], labels)
+        assert split.labeled.tolist() == after.tolist()
+        assert split.set_aside.tolist() == []  # the lists hold the target images only
+    assert np.sum(labels[split.unlabeled] < 2) == 9200 - 8633
+    assert split.digest == cifar_split.digest
+
+
+def test_published_lists_as_index_files(published, cifar_split, tmp_path):
+    for cycle, labeled in enumerate(published):
+        content = dataclasses.replace(
+            CONTENT, cycle=cycle, labeled=labeled, queried=[], set_aside=[], split_digest=cifar_split.digest
+        )
+        path = write_index_file(tmp_path, content)
+        assert read_index_file(path, split_digest=cifar_split.digest, n_images=50_000).labeled == labeled.tolist()

@@ -1,0 +1,376 @@
+"""datasets/split.py: the protocol index for index, annotation, and what is refused."""
+
+import hashlib
+import math
+import random
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets.split import CIFAR100_TARGETS, PROTOCOLS, make_split
+from utils import InputError, int64_digest
+
+# METHOD.md, section 1: initial, unlabeled and contrast at mismatch 0.8.
+DIGESTS = {
+    "cifar10": (
+        "d896584df08687d3f52bf1d00df50edcc243d1b6d632595e53676353d998f4dc",
+        "c72db81b66e5096a68242250af5b8ffd89b44cf9813e8a854781d7598fde191d",
+        "0b1b2fb79e1f6012ef307d188fb0fc8ca0f4e801546c6e77665dbd1a9858b7b6",
+    ),
+    "cifar100": (
+        "1a0ff293d4a2c65a10aa1df1e02277ef902ba33ec1b8c3e219cc0122e9724ba0",
+        "ebcc23337522b28d86f874a223d5a64009456ae40ccf36a7f5f540e21b6ecfd0",
+        "92c372247ce528fdc1130c1ac3552493701cdd2206dd61c27b2413ce90998d5f",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def shared():
+    folder = Path(__file__).resolve().parents[3] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"the protocol's label files are not here: {folder} does not exist")
+    return folder
+
+
+def synthetic_labels(n_images, n_classes, seed):
+    return np.random.default_rng(seed).integers(0, n_classes, n_images)
+
+
+def literal_protocol(labels, targets, *, mismatch, budget):
+    """METHOD.md, section 1, word for word, on the global generator; returns initial, unlabeled and contrast."""
+    target_indices = [index for index in range(len(labels)) if labels[index] in targets]
+    random.seed(0)
+    initial = random.sample(target_indices, budget)
+    rest = [index for index in range(len(labels)) if index not in initial]
+    rest_targets = [index for index in rest if labels[index] in targets]
+    rest_others = [index for index in rest if labels[index] not in targets]
+    n_others = math.ceil((mismatch * len(rest_targets)) / (1 - mismatch))
+    random.seed(0)
+    unlabeled = rest_targets + random.sample(rest_others, n_others)
+    contrast = unlabeled + initial
+    random.seed(0)
+    random.shuffle(contrast)
+    return initial, unlabeled, contrast
+
+
+# The protocol
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_the_published_split(shared, name):
+    labels = np.load(shared / "data" / f"labels_{name}_train.npy")
+    protocol = PROTOCOLS[name]
+    test_labels = np.arange(1000) % (labels.max() + 1)
+    split = make_split(
+        labels,
+        test_labels,
+        target_classes=protocol.target_classes,
+        mismatch=0.8,
+        initial_budget=protocol.initial_budget,
+    )
+    assert (len(split.labeled), len(split.unlabeled), len(split.contrast())) == (800, 46001, 46801)
+    got = tuple(int64_digest(indices) for indices in (split.labeled, split.unlabeled, split.contrast()))
+    assert got == DIGESTS[name]
+    assert split.test.tolist() == [i for i in range(1000) if test_labels[i] in protocol.target_classes]
+    if name == "cifar10":
+        assert split.labeled[:5].tolist() == [31604, 34618, 3414, 21283, 41948]
+        assert split.labeled[-2:].tolist() == [31970, 35195]
+
+
+def test_the_protocols_numbers():
+    assert PROTOCOLS["cifar10"].target_classes == (0, 1)
+    assert PROTOCOLS["cifar100"].target_classes == CIFAR100_TARGETS
+    assert CIFAR100_TARGETS == (3, 42, 43, 88, 97, 15, 19, 21, 32, 39, 35, 63, 64, 66, 75, 37, 50, 65, 74, 80)
+    assert PROTOCOLS["cifar10"].initial_budget == PROTOCOLS["cifar100"].initial_budget == 800
+
+
+@pytest.mark.parametrize("mismatch", [0.0, 0.2, 0.35, 0.6, 0.7])
+@pytest.mark.parametrize("targets", [(0, 1), (3,), (4, 2, 0)])
+def test_against_the_literal_protocol(mismatch, targets):
+    labels = synthetic_labels(600, 10, seed=len(targets))
+    split = make_split(labels, labels, target_classes=targets, mismatch=mismatch, initial_budget=25)
+    initial, unlabeled, contrast = literal_protocol(labels.tolist(), targets, mismatch=mismatch, budget=25)
+    assert split.labeled.tolist() == initial
+    assert split.unlabeled.tolist() == unlabeled
+    assert split.contrast().tolist() == contrast
+    assert split.set_aside.tolist() == []
+    assert {array.dtype for array in (split.labeled, split.unlabeled, split.set_aside, split.test)} == {np.dtype("i8")}
+
+
+@pytest.mark.parametrize(("mismatch", "n_others"), [(0, 0), (0.2, 2300), (0.4, 6134), (0.6, 13800), (0.8, 36801)])
+def test_number_of_others_in_cifars_pool(mismatch, n_others):
+    labels = np.arange(50_000) % 10
+    split = make_split(labels, labels, target_classes=(0, 1), mismatch=mismatch, initial_budget=800)
+    assert np.sum(labels[split.unlabeled] < 2) == 9200
+    assert np.sum(labels[split.unlabeled] >= 2) == n_others
+    assert len(split.contrast()) == 10_000 + n_others
+
+
+def test_the_split_neither_reads_nor_moves_the_global_generators():
+    labels = synthetic_labels(300, 5, seed=0)
+    random.seed(11)
+    np.random.seed(11)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    first = make_split(labels, labels, target_classes=(0, 1), mismatch=0.5, initial_budget=20)
+    first.contrast()
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    random.seed(12)
+    second = make_split(labels, labels, target_classes=(0, 1), mismatch=0.5, initial_budget=20)
+    assert second.labeled.tolist() == first.labeled.tolist()
+    assert second.unlabeled.tolist() == first.unlabeled.tolist()
+    assert second.digest == first.digest
+
+
+def test_another_seed_is_another_split():
+    labels = synthetic_labels(300, 5, seed=0)
+    zero, one = (
+        make_split(labels, labels, target_classes=(0, 1), mismatch=0.5, initial_budget=20, seed=seed) for seed in (0, 1)
+    )
+    expected = random.Random(1).sample(np.flatnonzero(labels < 2).tolist(), 20)
+    assert one.labeled.tolist() == expected != zero.labeled.tolist()
+    assert one.seed == 1
+    assert one.digest != zero.digest
+
+
+def test_digest_by_hand():
+    """Each of initial, pool, test and classes: its length and its values, as little-endian int64."""
+    labels = np.asarray([1, 0, 1, 0, 2, 2, 2])
+    split = make_split(labels, np.asarray([2, 0, 1]), target_classes=(1, 0), mismatch=0.0, initial_budget=3)
+    initial, pool = split.labeled.tolist(), split.unlabeled.tolist()
+    assert sorted(initial + pool) == [0, 1, 2, 3]
+    words = [3, *initial, 1, *pool, 2, 1, 2, 2, 1, 0]
+    assert split.digest == hashlib.sha256(struct.pack(f"<{len(words)}q", *words)).hexdigest()
+
+
+def test_the_order_of_the_classes_changes_the_digest_alone():
+    labels = synthetic_labels(300, 5, seed=0)
+    one = make_split(labels, labels, target_classes=(0, 3), mismatch=0.5, initial_budget=20)
+    other = make_split(labels, labels, target_classes=[3, 0], mismatch=0.5, initial_budget=20)
+    assert one.labeled.tolist() == other.labeled.tolist()
+    assert one.unlabeled.tolist() == other.unlabeled.tolist()
+    assert one.digest != other.digest
+    assert other.target_classes == (3, 0)
+
+
+@st.composite
+def problems(draw):
+    """Labels, targets, a budget and a mismatch, such that a split exists."""
+    n_classes = draw(st.integers(2, 5))
+    n_targets = draw(st.integers(1, n_classes - 1))
+    labels = draw(st.lists(st.integers(0, n_classes - 1), min_size=20, max_size=120))
+    targets = draw(st.permutations(range(n_classes)))[:n_targets]
+    labels += targets * 2 + [label for label in range(n_classes) if label not in targets]
+    n_target_images = sum(label in targets for label in labels)
+    budget = draw(st.integers(n_targets, n_target_images - 1))
+    n_pool_targets = n_target_images - budget
+    n_others = len(labels) - n_target_images
+    # One image below the limit, so that rounding cannot push the number asked for past what exists.
+    mismatch = draw(st.floats(0, (n_others - 1) / (n_others - 1 + n_pool_targets)))
+    return np.asarray(labels), targets, budget, mismatch, draw(st.integers(0, 2**32))
+
+
+@settings(max_examples=100, deadline=None, database=None, derandomize=True)
+@given(problems())
+def test_properties_of_any_split(problem):
+    labels, targets, budget, mismatch, seed = problem
+    try:
+        split = make_split(labels, labels, target_classes=targets, mismatch=mismatch, initial_budget=budget, seed=seed)
+    except InputError as error:
+        # The one refusal that depends on the draw; it must be true.
+        absent = int(re.search(r"leaves class (\d+) without a labeled image", str(error))[1])
+        drawn = random.Random(seed).sample(np.flatnonzero(np.isin(labels, targets)).tolist(), budget)
+        assert absent in targets and absent not in labels[drawn]
+        return
+    is_target = np.isin(labels, targets)
+    labeled, pool = set(split.labeled.tolist()), set(split.unlabeled.tolist())
+    assert len(labeled) == len(split.labeled) == budget
+    assert len(pool) == len(split.unlabeled)
+    assert not labeled & pool
+    assert is_target[split.labeled].all()
+    assert set(labels[split.labeled].tolist()) == set(targets)
+    assert labeled | {index for index in pool if is_target[index]} == set(np.flatnonzero(is_target).tolist())
+    # The smallest number of others that reaches the mismatch: one fewer falls short (or misses it by rounding alone).
+    n_others, n_pool = np.sum(~is_target[split.unlabeled]), len(pool)
+    assert n_others / n_pool >= mismatch - 1e-12
+    assert n_others == 0 or (n_others - 1) / max(n_pool - 1, 1) <= mismatch + 1e-12
+    assert sorted(split.contrast().tolist()) == sorted(labeled | pool)
+    assert split.test.tolist() == np.flatnonzero(is_target).tolist()
+
+
+# Annotation
+
+LABELS = np.asarray([0, 1, 2, 3] * 10)
+
+
+@pytest.fixture
+def split():
+    return make_split(LABELS, LABELS[:8], target_classes=(1, 0), mismatch=0.5, initial_budget=6)
+
+
+def test_annotate(split):
+    targets = [index for index in split.unlabeled.tolist() if LABELS[index] < 2]
+    others = [index for index in split.unlabeled.tolist() if LABELS[index] >= 2]
+    assert (len(targets), len(others)) == (14, 14)
+    queried = np.asarray([others[3], targets[5], targets[0], others[1], targets[9]])
+    after = split.annotate(queried, LABELS)
+    assert after.labeled.tolist() == [*split.labeled.tolist(), targets[5], targets[0], targets[9]]
+    assert after.set_aside.tolist() == [others[3], others[1]]
+    assert after.unlabeled.tolist() == [i for i in split.unlabeled.tolist() if i not in queried.tolist()]
+    assert len(after.unlabeled) == 23
+    assert after.digest == split.digest
+    assert after.test.tolist() == split.test.tolist()
+    assert (len(split.labeled), len(split.unlabeled), len(split.set_aside)) == (6, 28, 0)  # the old one is untouched
+    # A second cycle goes on from there.
+    again = after.annotate(np.asarray([others[0], targets[1]]), LABELS)
+    assert again.labeled.tolist() == [*after.labeled.tolist(), targets[1]]
+    assert again.set_aside.tolist() == [others[3], others[1], others[0]]
+    assert len(again.unlabeled) == 21
+    assert again.digest == split.digest
+
+
+def test_annotate_everything_and_nothing(split):
+    after = split.annotate(split.unlabeled, LABELS)
+    assert (len(after.labeled), len(after.unlabeled), len(after.set_aside)) == (20, 0, 14)
+    same = split.annotate(np.asarray([]), LABELS)
+    assert same.labeled.tolist() == split.labeled.tolist()
+    assert same.unlabeled.tolist() == split.unlabeled.tolist()
+    assert same.set_aside.dtype == np.int64
+    assert same.set_aside.tolist() == []
+
+
+def test_annotate_refuses_an_image_twice_in_one_cycle(split):
+    first = split.unlabeled[0]
+    with pytest.raises(InputError, match="queried twice in one cycle"):
+        split.annotate(np.asarray([first, split.unlabeled[1], first]), LABELS)
+
+
+def test_annotate_refuses_strangers(split):
+    outside = sorted(set(range(len(LABELS))) - set(split.labeled.tolist()) - set(split.unlabeled.tolist()))
+    for stranger in (split.labeled[0], outside[0], len(LABELS), -1):
+        with pytest.raises(InputError, match=rf"image {stranger} is not in the pool"):
+            split.annotate(np.asarray([split.unlabeled[0], stranger]), LABELS)
+    after = split.annotate(split.unlabeled[:2], LABELS)
+    with pytest.raises(InputError, match=rf"image {split.unlabeled[1]} is not in the pool"):
+        after.annotate(split.unlabeled[1:3], LABELS)
+
+
+def test_class_numbers_are_positions_in_the_list():
+    labels = np.asarray(list(range(8)) * 5)
+    split = make_split(labels, labels, target_classes=(7, 2, 5), mismatch=0.2, initial_budget=14)
+    numbers = split.class_numbers(np.asarray([2, 7, 5, 5, 2], dtype=np.uint8))
+    assert numbers.tolist() == [1, 0, 2, 2, 1]
+    assert numbers.dtype == np.int64
+    assert split.class_numbers(np.asarray([], dtype=np.int64)).tolist() == []
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_classes": ()}, "--target_classes is empty"),
+        ({"target_classes": (0, 1, 0)}, "--target_classes names a class twice: 0 1 0"),
+        ({"target_classes": (0, 4)}, "class 4 has no images; the data set has classes 0 to 3"),
+        ({"target_classes": (-1,)}, "class -1 has no images"),
+        ({"mismatch": 1.0}, "--mismatch must be in [0, 1), got 1.0"),
+        ({"mismatch": -0.01}, "--mismatch must be in [0, 1), got -0.01"),
+        ({"mismatch": math.nan}, "--mismatch must be in [0, 1), got nan"),
+        ({"mismatch": math.inf}, "--mismatch must be in [0, 1), got inf"),
+        ({"initial_budget": 0}, "--initial_budget must be from 1 to 19 (target images less one), got 0"),
+        ({"initial_budget": -3}, "--initial_budget must be from 1 to 19 (target images less one), got -3"),
+        ({"initial_budget": 20}, "--initial_budget must be from 1 to 19 (target images less one), got 20"),
+        ({"test_labels": np.asarray([2, 3])}, "the test set has no image of a target class"),
+        ({"test_labels": np.asarray([], dtype=np.int64)}, "the test set has no image of a target class"),
+    ],
+)
+def test_refusals(change, message):
+    good = {
+        "train_labels": LABELS,
+        "test_labels": LABELS[:8],
+        "target_classes": (1, 0),
+        "mismatch": 0.5,
+        "initial_budget": 6,
+    }
+    asked = good | change
+    with pytest.raises(InputError, match=re.escape(message)):
+        make_split(asked.pop("train_labels"), asked.pop("test_labels"), **asked)
+
+
+def test_the_largest_initial_budget_leaves_one_target_in_the_pool():
+    split = make_split(LABELS, LABELS, target_classes=(0, 1), mismatch=0.5, initial_budget=19)
+    assert len(split.labeled) == 19
+    assert np.sum(LABELS[split.unlabeled] < 2) == 1
+
+
+def test_an_unknown_class_is_told_which_exist():
+    labels = np.asarray([2, 5, 9] * 4)
+    with pytest.raises(InputError, match=r"class 3 has no images; the data set has classes 2 5 9$"):
+        make_split(labels, labels, target_classes=(3,), mismatch=0, initial_budget=1)
+    many = np.arange(0, 60, 2)
+    listed = " ".join(str(label) for label in range(0, 40, 2))
+    with pytest.raises(InputError, match=rf"the data set has classes {listed} \.\.\.$"):
+        make_split(many, many, target_classes=(3,), mismatch=0, initial_budget=1)
+
+
+def test_a_class_left_without_a_labeled_image_is_named():
+    """One image labeled for two classes leaves out the class that was not drawn."""
+    (drawn,) = random.Random(0).sample([index for index in range(40) if LABELS[index] < 2], 1)
+    absent = 1 - LABELS[drawn]
+    with pytest.raises(InputError, match=rf"--initial_budget 1 leaves class {absent} without a labeled image; raise"):
+        make_split(LABELS, LABELS, target_classes=(0, 1), mismatch=0.5, initial_budget=1)
+
+
+LIMIT = re.compile(
+    r"--mismatch (?P<mismatch>[\d.]+) asks for (?P<asked>\d+) images of other classes and (?P<existing>\d+) exist; "
+    r"the largest possible here is (?P<largest>\d\.\d{4})$"
+)
+
+
+def refused_mismatch(labels, mismatch):
+    with pytest.raises(InputError) as caught:
+        make_split(labels, labels, target_classes=(0,), mismatch=mismatch, initial_budget=1)
+    return LIMIT.search(str(caught.value))
+
+
+def test_a_mismatch_too_large_for_cifar():
+    labels = np.arange(50_000) % 10
+    with pytest.raises(InputError) as caught:
+        make_split(labels, labels, target_classes=(0, 1), mismatch=0.9, initial_budget=800)
+    found = LIMIT.search(str(caught.value))
+    # 0.9 * 9200 / 0.1 = 82,800, and one more by rounding up; 40000 / 49200 = 0.81300...
+    assert found.group("mismatch", "asked", "existing", "largest") == ("0.9", "82801", "40000", "0.8130")
+    make_split(labels, labels, target_classes=(0, 1), mismatch=0.8130, initial_budget=800)
+
+
+@pytest.mark.parametrize(
+    ("n_pool_targets", "n_others"),
+    [
+        (100, 400),  # 400 / 500 is 0.8, which asks for 401: (0.8 * 100) / (1 - 0.8) is 400.00000000000006
+        (100, 100),
+        (100, 900),
+        (10, 30),
+        (9200, 36800),  # the same at CIFAR's size: 36801 asked for, 36800 there
+        (7, 50),
+        (50, 7),
+        (1, 1),
+        (3, 9997),
+        (20, 0),
+    ],
+)
+def test_the_largest_mismatch_named_works_and_a_little_more_fails(n_pool_targets, n_others):
+    labels = np.asarray([0] * (1 + n_pool_targets) + [1] * n_others)
+    found = refused_mismatch(labels, 0.9999)
+    assert found["asked"] == str(math.ceil((0.9999 * n_pool_targets) / (1 - 0.9999)))
+    assert found["existing"] == str(n_others)
+    largest = float(found["largest"])
+    split = make_split(labels, labels, target_classes=(0,), mismatch=largest, initial_budget=1)
+    assert np.sum(labels[split.unlabeled] == 1) <= n_others
+    with pytest.raises(InputError):
+        make_split(labels, labels, target_classes=(0,), mismatch=largest + 0.001, initial_budget=1)
