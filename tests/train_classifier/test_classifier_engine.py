@@ -1,0 +1,204 @@
+"""The classifier's training, against slow loops and hand-worked numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from train_classifier import engine
+from train_classifier.engine import (
+    LabeledImages,
+    Settings,
+    epoch_generator,
+    evaluate,
+    mirror,
+    normalize,
+    train,
+    train_one_epoch,
+)
+from train_classifier.network import build_network
+from utils import InputError
+
+
+def make_images(count: int, *, size: int = 8, seed: int = 0) -> LabeledImages:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    return LabeledImages(images, torch.arange(count) % 2)
+
+
+def make_settings(**changes) -> Settings:
+    return Settings(**{"recipe": "proper", "epochs": 1, "batch_size": 4, "lr": 5e-4, **changes})
+
+
+class Recorder(nn.Module):
+    """A classifier with a BatchNorm that keeps what it was given while training was on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.head = nn.Linear(3, 2)
+        self.batches: list[torch.Tensor] = []
+        self.modes: list[bool] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            self.batches.append(images.clone())
+            self.modes.append(self.training)
+        return self.head(self.norm(images).mean((2, 3)))
+
+
+def record(settings: Settings, *, count: int = 12) -> tuple[Recorder, list[list[torch.Tensor]]]:
+    """The network after training, and the batches that it saw, epoch by epoch."""
+    network = Recorder()
+    train(network, make_images(count), make_images(6, seed=1), seed=0, settings=settings)
+    steps = len(network.batches) // settings.epochs
+    return network, [network.batches[start : start + steps] for start in range(0, len(network.batches), steps)]
+
+
+def equal_states(first: nn.Module, second: nn.Module) -> bool:
+    others = second.state_dict()
+    return all(torch.equal(value, others[name]) for name, value in first.state_dict().items())
+
+
+def test_network_is_torchvisions_and_leaves_the_global_state():
+    state = torch.get_rng_state()
+    network = build_network(3, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(5)
+    assert equal_states(network, torchvision.models.resnet18(num_classes=3))
+    assert not torch.equal(network.conv1.weight, build_network(3, seed=6).conv1.weight)
+
+
+def test_normalize_by_hand():
+    images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
+    # (0 - .485) / .229, (1 - .456) / .224, (.2 - .406) / .225
+    expected = torch.tensor([-2.117904, 2.428571, -0.915556])
+    assert torch.allclose(normalize(images).flatten(), expected, atol=1e-6)
+
+
+def test_mirror_is_exact_and_per_image():
+    images = torch.arange(12, dtype=torch.uint8).view(2, 1, 2, 3)
+    flipped = mirror(images, torch.tensor([True, False]))
+    assert flipped[0, 0].tolist() == [[2, 1, 0], [5, 4, 3]]
+    assert torch.equal(flipped[1], images[1])
+
+
+def test_an_epoch_sees_each_image_once_and_mirrors_about_half():
+    network, data = Recorder(), make_images(400, size=2)
+    train(network, data, data, seed=3, settings=make_settings(batch_size=50))
+    seen = torch.cat(network.batches)[:, None]
+    same = (seen == normalize(data.images)).flatten(2).all(2)
+    swapped = (seen == normalize(data.images.flip(3))).flatten(2).all(2)
+    assert torch.equal((same | swapped).sum(0), torch.ones(400, dtype=torch.int64))
+    assert 160 <= int(swapped.sum()) <= 240  # four standard deviations around 200
+
+
+def test_evaluate_equals_a_slow_loop(monkeypatch):
+    monkeypatch.setattr(engine, "EVALUATION_BATCH", 10)
+    network, test = build_network(2, seed=0), make_images(23)
+    network.train()
+    accuracy = evaluate(network, test)
+    network.eval()
+    right = 0
+    with torch.no_grad():
+        for image, label in zip(test.images, test.labels, strict=True):
+            right += int(network(normalize(image[None])).argmax()) == int(label)
+    assert accuracy == 100 * right / 23
+
+
+def test_one_epoch_equals_a_slow_loop():
+    data, fast, slow = make_images(10), build_network(2, seed=0).train(), build_network(2, seed=0).train()
+    metrics = train_one_epoch(
+        fast,
+        torch.optim.Adam(fast.parameters(), lr=1e-3),
+        data,
+        generator=epoch_generator(7, 1),
+        batch_size=4,
+        epoch=1,
+    )
+    generator = epoch_generator(7, 1)
+    order, draws = torch.randperm(10, generator=generator).tolist(), torch.rand(10, generator=generator).tolist()
+    optimizer = torch.optim.Adam(slow.parameters(), lr=1e-3)
+    total = 0.0
+    for start in (0, 4, 8):
+        places = range(start, min(start + 4, 10))
+        batch = [data.images[order[i]].flip(2) if draws[i] < 0.5 else data.images[order[i]] for i in places]
+        labels = data.labels[[order[i] for i in places]]
+        loss = nn.functional.cross_entropy(slow(normalize(torch.stack(batch))), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(labels)
+    assert equal_states(fast, slow)
+    assert metrics["loss"] == pytest.approx(total / 10)
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_a_seed_repeats_to_the_bit_and_another_differs(size):
+    data, test = make_images(6, size=size), make_images(9, size=size, seed=1)
+    runs = []
+    for seed in (0, 0, 1):
+        network = build_network(2, seed=seed)
+        torch.rand(1)  # the global state must not matter
+        runs.append((network, train(network, data, test, seed=seed, settings=make_settings(epochs=2))))
+    assert equal_states(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1]
+    assert not torch.equal(runs[0][0].conv1.weight, runs[2][0].conv1.weight)
+    assert len(runs[0][1]) == 2
+
+
+def test_seed_and_epoch_both_enter_the_order():
+    orders = [torch.randperm(20, generator=epoch_generator(seed, epoch)).tolist() for seed, epoch in [(0, 1), (1, 0)]]
+    assert orders[0] != orders[1]
+    assert torch.randperm(20, generator=epoch_generator(0, 1)).tolist() == orders[0]
+
+
+def test_a_last_batch_of_one_image_is_left_out():
+    _, (epoch,) = record(make_settings(batch_size=32), count=65)
+    assert [len(batch) for batch in epoch] == [32, 32]
+    _, (epoch,) = record(make_settings(batch_size=32), count=66)
+    assert [len(batch) for batch in epoch] == [32, 32, 2]
+
+
+def test_one_image_cannot_be_trained_on():
+    with pytest.raises(InputError, match="got 1 images in batches of 32"):
+        record(make_settings(batch_size=32), count=1)
+
+
+def test_batches_of_two_at_1x1_maps():
+    data = make_images(5, size=16)
+    assert len(train(build_network(2, seed=0), data, data, seed=0, settings=make_settings(batch_size=2))) == 1
+
+
+def test_recipe_proper_draws_each_epoch_anew():
+    network, epochs = record(make_settings(epochs=3))
+    assert all(network.modes)
+    assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
+    assert not torch.equal(torch.cat(epochs[1]), torch.cat(epochs[2]))
+    assert int(network.norm.num_batches_tracked) == 9
+
+
+def test_recipe_original_repeats_epoch_1_with_frozen_statistics():
+    once, _ = record(make_settings(recipe="original", epochs=1))
+    network, epochs = record(make_settings(recipe="original", epochs=3))
+    assert torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
+    assert torch.equal(torch.cat(epochs[0]), torch.cat(epochs[2]))
+    assert network.modes == [True] * 3 + [False] * 6
+    assert torch.equal(network.norm.running_mean, once.norm.running_mean)
+    assert torch.equal(network.norm.running_var, once.norm.running_var)
+    assert not torch.equal(network.norm.weight, once.norm.weight), "the weights still train"
+
+
+def test_recipes_agree_on_epoch_1():
+    runs = []
+    for recipe in ("proper", "original"):
+        network, data = build_network(2, seed=0), make_images(6)
+        runs.append((network, train(network, data, data, seed=0, settings=make_settings(recipe=recipe))))
+    assert equal_states(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1]
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_rate():
+    data = make_images(12)
+    with pytest.raises(InputError, match=r"loss became (nan|inf) in epoch 1, step 2, at learning rate 1e\+30"):
+        train(build_network(2, seed=0), data, data, seed=0, settings=make_settings(lr=1e30))

@@ -1,0 +1,249 @@
+"""Trains the classifier on the labeled images of each query cycle: index files -> seeded runs -> results.csv.
+
+Runs as ``cd train_classifier; python main.py ...`` and as ``python -m train_classifier.main ...`` from the root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+if not __package__:  # run as a script: Python has put this folder on the path, and the imports start at the root
+    sys.path.insert(0, str(ROOT))
+
+from common import distributed  # noqa: E402
+from common.arguments import Parser, add_classifier_args, add_data_args, add_process_args, parse  # noqa: E402
+from common.plots import plot_accuracy  # noqa: E402
+from datasets import Dataset, Split, load_data_and_split  # noqa: E402
+from datasets.index_files import default_index_dir, index_path, read_index_file  # noqa: E402
+from train_classifier.engine import LabeledImages, Settings, train  # noqa: E402
+from train_classifier.network import build_network  # noqa: E402
+from train_classifier.results import Row, append_row, find_row, format_table, read_rows, summarize  # noqa: E402
+from utils import InputError, int64_digest, log, run_cli  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One index file's training set.
+
+    Attributes:
+        images: uint8, (L, H, W, 3).
+        classes: The classifier's class numbers, int64, (L,).
+        columns: Whatever identifies the set, as columns of results.csv.
+    """
+
+    images: np.ndarray
+    classes: np.ndarray
+    columns: dict[str, Any]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = Parser("Trains the classifier on the labeled images of each query cycle.")
+    add_data_args(parser)
+    add_classifier_args(parser)
+    add_process_args(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    args = parse(build_parser(), argv)
+    device = choose_device(args.device, cuda=args.cuda)
+    if device is None:
+        return
+    data, split = load_data_and_split(
+        args.dataset,
+        args.data_path,
+        mismatch=args.mismatch,
+        target_classes=args.target_classes,
+        initial_budget=args.initial_budget,
+        split_seed=args.split_seed,
+    )
+    if len(split.target_classes) < 2:
+        raise InputError(f"--target_classes {split.target_classes[0]}: a classifier needs at least two classes")
+    index_dir, out_dir = folders(
+        args.index_dir, args.out_path, dataset=args.dataset, mismatch=args.mismatch, strategy=args.strategy
+    )
+    numbers = range(args.split + 1) if args.number is None else [args.number]
+    cycles = read_cycles(index_dir, numbers, data=data, split=split)
+    settings = Settings(recipe=args.recipe, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr)
+    seeds = range(args.seed, args.seed + args.runs)
+    results, figure = out_dir / "results.csv", out_dir / "accuracy.png"
+    read_rows(results)  # a damaged file is reported before the training, not after it
+    out_dir.mkdir(parents=True, exist_ok=True)
+    log(
+        f"{args.dataset}, mismatch {args.mismatch:g}: {len(cycles)} cycle(s) of {index_dir}, {args.runs} seed(s) each, "
+        f"recipe {args.recipe}, {args.epochs} epoch(s), {len(split.test)} test images, on {device}"
+    )
+    test = LabeledImages.from_numpy(*test_set(data, split), device)
+    for cycle in cycles:
+        train_cycle(cycle, test, num_classes=len(split.target_classes), seeds=seeds, settings=settings, results=results)
+    shown = cycles + other_cycles(index_dir, range(args.split + 1), beside=cycles, data=data, split=split)
+    report(shown, seeds=seeds, settings=settings, results=results, figure=figure)
+
+
+def choose_device(device: str, *, cuda: bool) -> torch.device | None:
+    """The device of --device and --cuda; None in the processes that have nothing to do.
+
+    One process trains, whatever launched the command; as it exchanges nothing, all leave the launcher's group at once.
+
+    Raises:
+        InputError: A GPU is asked for and not there, or the two flags contradict each other.
+    """
+    if cuda and device == "cpu":
+        raise InputError("--cuda and --device cpu contradict each other; leave one of them out")
+    if cuda and not torch.cuda.is_available():
+        raise InputError("--cuda: torch sees no GPU here; leave --cuda out to train on the CPU")
+    with distributed.session("cuda" if cuda else device) as chosen:
+        distributed.barrier()
+        idle = distributed.world_size() - 1
+        if idle:
+            log(f"the classifier trains in one process; the other {idle} have nothing to do")
+        return chosen if distributed.is_main() else None
+
+
+def folders(
+    index_dir: str | None, out_path: str | None, *, dataset: str, mismatch: float, strategy: str
+) -> tuple[Path, Path]:
+    """Where the index files lie and where the results go.
+
+    What the user names is relative to the working directory; the defaults are not: they lie in train_classifier/,
+    results/get_index_80/cifar10 for the index files of get_index_80/cifar10.
+    """
+    home = ROOT / "train_classifier"
+    default = default_index_dir(ROOT, dataset, mismatch, strategy)
+    index = default if index_dir is None else Path(index_dir).expanduser()
+    if out_path is not None:
+        return index, Path(out_path).expanduser()
+    return index, home / "results" / (default.relative_to(home) if index_dir is None else index.resolve().name)
+
+
+def read_cycles(folder: Path, numbers: Iterable[int], *, data: Dataset, split: Split) -> list[Cycle]:
+    """Reads and checks the index files of the cycles.
+
+    Raises:
+        InputError: A file is missing, damaged, of another data set, split or cycle, holds an image that is no target,
+            or only one; or the files come from several strategies.
+    """
+    cycles = [read_cycle(folder, number, data=data, split=split) for number in numbers]
+    strategies = sorted({cycle.columns["strategy"] for cycle in cycles})
+    if len(strategies) > 1:
+        raise InputError(f"{folder} mixes the index files of {' and '.join(strategies)}; write them again")
+    return cycles
+
+
+def read_cycle(folder: Path, number: int, *, data: Dataset, split: Split) -> Cycle:
+    """Reads and checks one cycle's index file; see read_cycles."""
+    path = index_path(folder, number)
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist; run active_main.py first (same --dataset and --mismatch), "
+            "or choose fewer cycles with --split or --number"
+        )
+    content = read_index_file(path, split_digest=split.digest, n_images=len(data.train_labels))
+    if (content.dataset, content.cycle) != (data.name, number):
+        raise InputError(f"{path} is of {content.dataset}, cycle {content.cycle}; expected {data.name}, cycle {number}")
+    labeled = np.asarray(content.labeled, dtype=np.int64)
+    strangers = labeled[~np.isin(data.train_labels[labeled], split.target_classes)]
+    if len(strangers):
+        raise InputError(
+            f"{path}: labeled image {strangers[0]} is of class {data.train_labels[strangers[0]]}, "
+            "which is no target class; write the file again with active_main.py"
+        )
+    if len(labeled) < 2:
+        raise InputError(f"{path} has {len(labeled)} labeled image; training needs at least 2")
+    images, classes = data.train_images[labeled], split.class_numbers(data.train_labels[labeled])
+    columns = {
+        "dataset": data.name,
+        "mismatch": split.mismatch,
+        "strategy": content.strategy,
+        "cycle": number,
+        "labeled": len(labeled),
+        "index_digest": int64_digest(labeled),
+        "data_digest": data_digest(images, classes, *test_set(data, split)),
+    }
+    return Cycle(images, classes, columns)
+
+
+def test_set(data: Dataset, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """The target-class test images, uint8 (T, H, W, 3), and their class numbers for the classifier, (T,)."""
+    return data.test_images[split.test], split.class_numbers(data.test_labels[split.test])
+
+
+def data_digest(*arrays: np.ndarray) -> str:
+    """SHA-256 of the arrays' shapes and contents."""
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(str(array.shape).encode() + array.tobytes())
+    return content.hexdigest()
+
+
+def other_cycles(
+    folder: Path, numbers: Iterable[int], *, beside: Sequence[Cycle], data: Dataset, split: Split
+) -> list[Cycle]:
+    """The cycles beside that of --number, so that table and curve grow from one command to the next.
+
+    They are shown, not trained, so a file that is missing or cannot be used is passed over.
+    """
+    cycles = []
+    for number in set(numbers) - {cycle.columns["cycle"] for cycle in beside}:
+        with contextlib.suppress(InputError):
+            cycles.append(read_cycle(folder, number, data=data, split=split))
+    return [cycle for cycle in cycles if cycle.columns["strategy"] == beside[0].columns["strategy"]]
+
+
+def train_cycle(
+    cycle: Cycle, test: LabeledImages, *, num_classes: int, seeds: Sequence[int], settings: Settings, results: Path
+) -> None:
+    """Trains one classifier per seed on one cycle and adds each to results.csv; those that stand there are kept."""
+    data = LabeledImages.from_numpy(cycle.images, cycle.classes, test.labels.device)
+    for seed in seeds:
+        identity = {**cycle.columns, **dataclasses.asdict(settings), "seed": seed}
+        row = find_row(read_rows(results), identity)
+        source = f"kept from {results.name}"
+        if row is None:
+            start = time.perf_counter()
+            network = build_network(num_classes, seed=seed).to(test.labels.device)
+            accuracies = train(network, data, test, seed=seed, settings=settings)
+            seconds = round(time.perf_counter() - start, 3)
+            source = f"{seconds:.1f} s"
+            row = Row(**identity, accuracy=accuracies[-1], best_epoch_accuracy=max(accuracies), seconds=seconds)
+            append_row(results, row)
+        log(
+            f"cycle {row.cycle}, seed {seed}: {row.labeled} labeled, accuracy {row.accuracy:.2f} % after epoch "
+            f"{row.epochs} ({row.best_epoch_accuracy:.2f} % at the best epoch, picked on the test set), {source}"
+        )
+
+
+def report(cycles: Sequence[Cycle], *, seeds: Sequence[int], settings: Settings, results: Path, figure: Path) -> None:
+    """Prints the table of the cycles that have runs, draws their curve and says where the files are."""
+    rows = read_rows(results)
+    summaries = []
+    for cycle in sorted(cycles, key=lambda cycle: cycle.columns["cycle"]):
+        identity = {**cycle.columns, **dataclasses.asdict(settings)}
+        found = [row for seed in seeds if (row := find_row(rows, {**identity, "seed": seed}))]
+        if found:
+            summaries.append(summarize(found))
+    log(format_table(summaries))
+    points = [(summary.labeled, summary.mean, summary.std) for summary in summaries]
+    names = cycles[0].columns
+    curve = f"{names['dataset']}, mismatch {names['mismatch']:g}, {names['strategy']}, recipe {settings.recipe}"
+    plot_accuracy(figure, {curve: points})
+    log(f"wrote {results} and {figure}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
