@@ -22,6 +22,10 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message says what was wrong and what would be right."""
 
 
+class Diverged(InputError):
+    """Training went wrong with the settings given; each process that meets it says so."""
+
+
 ENVIRONMENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENOMEM}
 
 
@@ -38,6 +42,8 @@ def run_cli(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | 
         return 0
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C; what was finished is on disk", 130, words)
+    except Diverged as error:
+        return _fail(str(error), 2, words, everywhere=True)
     except InputError as error:
         return _fail(str(error), 2, words)
     except OSError as error:
@@ -46,11 +52,11 @@ def run_cli(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | 
         return _fail(f"{error.strerror or error}{where}", status, words)
 
 
-def _fail(message: str, status: int, words: Sequence[str]) -> int:
+def _fail(message: str, status: int, words: Sequence[str], *, everywhere: bool = False) -> int:
     if "--debug" in words:
         raise
     # Every process of one machine meets the same bad input; one of them says so.
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status
 

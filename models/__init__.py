@@ -30,5 +30,5 @@ def build_encoder(
         raise InputError(f"--model {name} is unknown; choose from {', '.join(BACKBONES)}")
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs, too
         return BACKBONES[name](num_classes=num_classes, shifts=shifts, simclr_dim=simclr_dim)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils import InputError, progress
+from utils import Diverged, InputError, progress
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -90,7 +90,8 @@ def train(
         settings: The recipe and its numbers.
 
     Raises:
-        InputError: The loss is not finite, or there are too few images.
+        Diverged: The loss is not finite.
+        InputError: There are too few images.
     """
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
     accuracies = []
@@ -129,7 +130,8 @@ def train_one_epoch(
         ``loss``: mean cross-entropy of the images trained on.
 
     Raises:
-        InputError: The loss of a step is not finite, or no batch has two images.
+        Diverged: The loss of a step is not finite.
+        InputError: No batch has two images.
     """
     count = len(data.labels)
     device = data.labels.device
@@ -159,7 +161,7 @@ def _check_finite(losses: Tensor, *, epoch: int, lr: float) -> None:
     bad = torch.nonzero(~torch.isfinite(losses))
     if len(bad):
         step = int(bad[0])
-        raise InputError(
+        raise Diverged(
             f"the loss became {float(losses[step])} in epoch {epoch}, step {step + 1}, at learning rate {lr:g}; "
             "lower --lr"
         )

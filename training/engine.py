@@ -13,7 +13,7 @@ from common import distributed
 from models.counter_random import make_keys
 from training.objectives import Batch
 from training.optim import LearningRate
-from utils import AverageMeter, InputError, progress
+from utils import AverageMeter, Diverged, InputError, progress
 
 ORDER = 2  # the purpose part of a key
 CHECK_EVERY = 50  # steps between looks at the loss on a GPU, where each look makes the host wait
@@ -93,7 +93,7 @@ def train_one_epoch(
         Averages of the statistics over the epoch, ``lr`` and ``images_per_second`` (all processes together).
 
     Raises:
-        InputError: The loss is not finite; the message names epoch, step and learning rate.
+        Diverged: The loss is not finite; the message names epoch, step and learning rate.
     """
     encoder.train()
     processes = distributed.world_size()
@@ -127,7 +127,7 @@ def train_one_epoch(
 def _stop_if_bad(first_bad: Tensor, *, epoch: int, lr: float) -> None:
     step = int(first_bad)
     if step >= 0:
-        raise InputError(
+        raise Diverged(
             f"the loss is not finite at epoch {epoch}, step {step}, learning rate {lr:.4g}; "
             "lower --lr_init, or raise --warmup or --temperature (the last checkpoint is from before)"
         )
