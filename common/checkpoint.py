@@ -6,6 +6,7 @@ versions, git commit, split digest).
 
 from __future__ import annotations
 
+import io
 import pickle
 import platform
 import random
@@ -31,8 +32,10 @@ KEYS_SHOWN = 6
 
 def save(path: Path, content: Any) -> None:
     """Writes tensors and plain values with torch.save, atomically."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)  # straight into a file, a full disk would come out as a RuntimeError of torch's
     with atomic_write(path) as file:
-        torch.save(content, file)
+        file.write(buffer.getbuffer())
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Any:
