@@ -3,6 +3,7 @@ PY := .venv/bin/python
 DEMO := runs/demo
 DATA := --dataset digits --mismatch 0.8
 NET := $(DATA) --model resnet8
+SHORT := --batch_size 64 --optimizer adam --lr_init 3e-4 --warmup 2
 VIEWS := --ood_samples 10 --resize_factor 0.54 --resize_fix
 
 .PHONY: help setup demo test test-slow lint
@@ -26,9 +27,9 @@ setup: .venv/requirements.installed
 
 demo: setup
 	rm -rf $(DEMO)
-	$(PY) contrast_main.py $(NET) --mode semantic --epochs 60 --batch_size 64 --warmup 3 --lr_init 0.03 --logdir $(DEMO)/semantic
-	$(PY) contrast_main.py $(NET) --mode distinctive --shift_trans_type rotation --epochs 20 --batch_size 64 --warmup 3 --lr_init 0.03 --logdir $(DEMO)/distinctive
-	$(PY) active_main.py $(NET) --shift_trans_type rotation $(VIEWS) --load_path $(DEMO) --target 30 --split 4 --t 0.5 --k 10 --index_dir $(DEMO)/query/ccal
+	$(PY) contrast_main.py $(NET) $(SHORT) --mode semantic --epochs 40 --logdir $(DEMO)/semantic
+	$(PY) contrast_main.py $(NET) $(SHORT) --mode distinctive --shift_trans_type rotation --epochs 12 --logdir $(DEMO)/distinctive
+	$(PY) active_main.py $(NET) --shift_trans_type rotation $(VIEWS) --load_path $(DEMO) --target 30 --split 4 --index_dir $(DEMO)/query/ccal
 	$(PY) active_main.py $(DATA) --strategy random --target 30 --split 4 --index_dir $(DEMO)/query/random
 	$(PY) -m train_classifier.main $(DATA) --split 4 --runs 3 --epochs 30 --index_dir $(DEMO)/query/ccal --out_path $(DEMO)/classifier
 	$(PY) -m evals.summary --index_dir $(DEMO)/query/ccal --random_dir $(DEMO)/query/random --results $(DEMO)/classifier/results.csv --out_path $(DEMO)
