@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             split_seed=args.split_seed,
         )
         check_budget(split, data.train_labels, target=args.target, needs=strategy.needs)
-        prepare_folder(folder, overwrite=args.overwrite)
+        check_folder(folder, overwrite=args.overwrite)
 
         images = torch.from_numpy(data.train_images).to(device).permute(0, 3, 1, 2).contiguous()
         banks: dict[str, FeatureBank] = {}
@@ -92,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name in ("k", "t", "target", "ood_samples", "resize_factor", "resize_fix", "seed")
         }
         record["checkpoints"] = {name: str(paths[name]) for name in strategy.needs}
+        clear_folder(folder)
         write_cycle(folder, data, split, strategy=args.strategy, settings=record)
         for cycle in query_cycles(
             split,
@@ -169,22 +171,32 @@ def check_budget(split: Split, labels: np.ndarray, *, target: int, needs: Sequen
         )
 
 
-def prepare_folder(folder: Path, *, overwrite: bool) -> None:
-    """Makes the index folder; index files of an earlier query are kept unless they are to be replaced.
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuses an index folder that cannot be made, or that holds an earlier query's files, before anything is computed.
 
     Raises:
-        InputError: There are some and ``--overwrite`` was not given.
+        InputError: It is no folder or not writable, or holds index files and ``--overwrite`` was not given.
     """
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise InputError(f"{folder} cannot be written: {place} is no writable folder; name another --index_dir")
     earlier = sorted(folder.glob("cycle_*.json"))
     if earlier and not overwrite:
         raise InputError(
             f"{folder} already holds index files ({earlier[0].name}, ...): give --overwrite to replace them, or "
             "another --index_dir"
         )
+    # Every process has looked before the first one writes.
+    distributed.barrier()
+
+
+def clear_folder(folder: Path) -> None:
+    """Makes the index folder and removes an earlier query's files, once there are others to put in their place."""
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        for path in earlier:
-            path.unlink()
+        for pattern in ("cycle_*.json", "scores/cycle_*.npz", "scores/cycle_*.png"):
+            for path in folder.glob(pattern):
+                path.unlink()
 
 
 def write_cycle(

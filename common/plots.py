@@ -27,13 +27,16 @@ def plot_accuracy(path: str | os.PathLike, series: Mapping[str, Sequence[tuple[i
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     for name, points in series.items():
+        if not points:
+            continue
         labeled, means, deviations = zip(*points, strict=True)
         bars = [float("nan") if deviation is None else deviation for deviation in deviations]
         axes.errorbar(labeled, means, yerr=bars, marker="o", capsize=3, label=name)
     axes.set_xlabel("labeled images")
     axes.set_ylabel("test accuracy (%), last epoch")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if any(series.values()):
+        axes.legend()
     _save(figure, path)
 
 
@@ -47,12 +50,14 @@ def plot_histogram(path: str | os.PathLike, groups: Mapping[str, np.ndarray], *,
     """
     from matplotlib.figure import Figure
 
-    finite = {name: values[np.isfinite(values)] for name, values in groups.items()}
-    everything = np.concatenate(list(finite.values()))
+    # In double precision: the widths below vanish, and the widest ranges overflow, in single.
+    finite = {name: values[np.isfinite(values)].astype(np.float64) for name, values in groups.items()}
+    everything = np.concatenate([np.empty(0), *finite.values()])
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     if len(everything):
-        bins = np.linspace(everything.min(), max(everything.max(), everything.min() + 1e-6), 61)
+        low, high = everything.min(), everything.max()
+        bins = np.linspace(low, max(high, low + 1e-6 * max(1, abs(low))), 61)
         for name, values in finite.items():
             if len(values):
                 axes.hist(
@@ -88,7 +93,8 @@ def plot_summary(
     axes.set(xlabel="query cycle", ylabel="target images among the queried (%)", ylim=(0, 105))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
+    if any(precision.values()):
+        axes.legend()
     if accuracy:
         labeled, means, deviations = zip(*accuracy, strict=True)
         bars = [float("nan") if deviation is None else deviation for deviation in deviations]

@@ -17,7 +17,8 @@ def auroc(values: np.ndarray, is_target: np.ndarray) -> float | None:
     """
     if is_target.all() or not is_target.any():
         return None
-    return float(roc_auc_score(is_target, values))
+    ranks = np.unique(values, return_inverse=True)[1]  # a strategy may say -inf, which scikit-learn refuses
+    return float(roc_auc_score(is_target, ranks))
 
 
 def query_metrics(
