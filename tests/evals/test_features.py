@@ -1,0 +1,237 @@
+"""Feature extraction against one image, view and shift at a time, and the bank that holds the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from evals.features import QUERY, FeatureBank, extract_features
+from models import ContrastiveEncoder, EncoderOutput, build_encoder
+from models.counter_random import make_keys
+from models.transform_layers import Augmentation, shift_images
+from utils import InputError
+
+WIDTH = 5
+CROP = Augmentation(resize_factor=0.54, resize_fix=True)
+CHOSEN = np.array([11, 2, 7, 5, 0, 9, 4])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other cost more than these tiny products."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ContrastiveEncoder:
+    """A small encoder whose BatchNorm statistics are not those of any batch."""
+    encoder = build_encoder("resnet8", num_classes=3, shifts=4, simclr_dim=WIDTH, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+
+
+def extract(encoder, images, indices=CHOSEN, **changes) -> FeatureBank:
+    settings = {
+        "augmentation": CROP,
+        "views": 3,
+        "shift": "rotation",
+        "shift_numbers": (0, 1, 2, 3),
+        "seed": 5,
+        "batch_size": 3,
+    }
+    return extract_features(encoder, images, indices, **settings | changes)
+
+
+@torch.no_grad()
+def slow_feature(encoder, images, index, *, augmentation, views, shift, shift_numbers, seed) -> torch.Tensor:
+    """(K, D) of one image: every view and shift alone, averaged in double precision."""
+    encoder.eval()
+    rows = []
+    for number in shift_numbers:
+        total = torch.zeros(WIDTH, dtype=torch.float64)
+        for view in range(views):
+            key = make_keys(seed, QUERY, torch.tensor([index]), view, number)
+            pixels = images[index : index + 1].float() / 255
+            copy = shift_images(augmentation.flip(pixels, key), shift, number)
+            total += encoder(augmentation.after_shift(copy, key)).projection[0].double()
+        rows.append(total / views)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(
+    ("shift", "shift_numbers", "views"),
+    [
+        ("rotation", (0, 1, 2, 3), 1),
+        ("rotation", (0, 1, 2, 3), 3),
+        ("rotation", (3, 1), 2),
+        ("cutperm", (0, 1, 2, 3), 2),
+        ("none", (0,), 4),
+    ],
+)
+def test_features_are_those_of_a_loop_over_image_view_and_shift(encoder, images, shift, shift_numbers, views):
+    settings = {
+        "augmentation": CROP,
+        "views": views,
+        "shift": shift,
+        "shift_numbers": shift_numbers,
+        "seed": 5,
+    }
+    bank = extract(encoder, images, **settings)
+    assert bank.indices.tolist() == sorted(CHOSEN.tolist())
+    assert bank.indices.dtype == np.int64
+    assert bank.features.dtype == torch.float32
+    assert bank.features.shape == (len(CHOSEN), len(shift_numbers), WIDTH)
+    expected = torch.stack([slow_feature(encoder, images, int(index), **settings) for index in bank.indices])
+    torch.testing.assert_close(bank.features.double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 100])
+def test_the_batch_size_changes_nothing(encoder, images, batch_size):
+    expected = extract(encoder, images).features
+    torch.testing.assert_close(extract(encoder, images, batch_size=batch_size).features, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("indices", [CHOSEN[::-1], np.sort(CHOSEN), np.array([9, 2]), np.array([4])], ids=str)
+def test_neither_order_nor_company_of_an_image_changes_its_feature(encoder, images, indices):
+    expected = extract(encoder, images).of(indices)
+    torch.testing.assert_close(extract(encoder, images, indices).of(indices), expected, rtol=0, atol=1e-6)
+
+
+def test_semantic_features_have_one_shift_and_it_is_shift_zero(encoder, images):
+    semantic = extract(encoder, images, shift="none", shift_numbers=(0,))
+    rotated = extract(encoder, images)
+    assert semantic.features.shape == (len(CHOSEN), 1, WIDTH)
+    torch.testing.assert_close(semantic.features, rotated.features[:, :1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 6},
+        {"views": 2},
+        {"augmentation": Augmentation(0.3, True)},
+        {"augmentation": Augmentation(0.54, False)},
+        {"shift": "cutperm"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_every_setting_reaches_the_views(encoder, images, changes):
+    difference = (extract(encoder, images, **changes).features - extract(encoder, images).features).abs()
+    assert (difference.flatten(1).amax(1) > 1e-4).all()
+
+
+def test_equal_pixels_at_two_indices_get_draws_of_their_own(encoder, images):
+    twins = images[:1].expand(2, -1, -1, -1)
+    first, second = extract(encoder, twins, np.array([0, 1])).features
+    assert (first - second).abs().max() > 1e-4
+    again = extract(encoder, twins, np.array([0, 1])).features
+    assert torch.equal(again, torch.stack([first, second]))
+
+
+def test_the_encoder_is_frozen(encoder, images):
+    encoder.train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    bank = extract(encoder, images)
+    assert not encoder.training
+    assert not bank.features.requires_grad
+    after = encoder.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that any operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, torch.Tensor):
+                self.numel = max(self.numel, value.numel())
+        return result
+
+
+def test_memory_does_not_grow_with_the_number_of_views(encoder, images):
+    """The forward batch is K * B rows at any V, no view's output outlives the next, no tensor gets a V dimension."""
+    largest = {}
+    for views in (1, 8):
+        rows, outputs, alive = [], [], []
+
+        def record(module, inputs, output, rows=rows, outputs=outputs, alive=alive):
+            rows.append(len(inputs[0]))
+            alive.append(sum(reference() is not None for reference in outputs))
+            outputs.append(weakref.ref(output.projection))
+
+        handle = encoder.register_forward_hook(record)
+        with LargestTensor() as mode:
+            extract(encoder, images, views=views)
+        handle.remove()
+        assert rows == [4 * 3] * views + [4 * 3] * views + [4 * 1] * views
+        assert max(alive) <= 1
+        largest[views] = mode.numel
+    assert largest[8] == largest[1] > 0
+
+
+class Reciprocal(torch.nn.Module):
+    """Projects an image to 1 / brightness: infinite for a black one."""
+
+    def __init__(self, at_black: float) -> None:
+        super().__init__()
+        self.simclr_layer = torch.nn.Sequential(torch.nn.Linear(1, 1))
+        self.at_black = at_black
+
+    def forward(self, images):
+        mean = images.mean((1, 2, 3))[:, None]
+        value = torch.where(mean == 0, torch.tensor(self.at_black), 1 / mean)
+        return EncoderOutput(value, value, value, value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_feature_that_is_not_finite_is_an_error_that_names_the_image(images, value):
+    with_black = images.clone()
+    with_black[[4, 9]] = 0
+    encoder = Reciprocal(value)
+    assert extract(encoder, with_black, np.array([2, 11])).features.isfinite().all()
+    with pytest.raises(InputError, match=r"^semantic features: the feature of image 4 is not finite; the checkpoint"):
+        extract(encoder, with_black, name="semantic features")
+
+
+def test_the_bank_gives_features_in_the_order_asked_for():
+    bank = FeatureBank(np.array([3, 10, 11, 40]), torch.arange(8.0).view(4, 1, 2))
+    assert bank.of(np.array([40, 3, 11, 3])).tolist() == [[[6.0, 7.0]], [[0.0, 1.0]], [[4.0, 5.0]], [[0.0, 1.0]]]
+    assert bank.of(np.array([], dtype=np.int64)).shape == (0, 1, 2)
+
+
+@pytest.mark.parametrize("stranger", [-1, 0, 4, 12, 41, 10**12])
+def test_an_image_that_the_bank_does_not_hold_is_an_error(stranger):
+    bank = FeatureBank(np.array([3, 10, 11, 40]), torch.zeros(4, 1, 2))
+    with pytest.raises(ValueError, match="not in this feature bank"):
+        bank.of(np.array([3, stranger]))
+
+
+def test_an_empty_bank_holds_nothing():
+    with pytest.raises(ValueError, match="not in this feature bank"):
+        FeatureBank(np.empty(0, dtype=np.int64), torch.empty(0, 1, 2)).of(np.array([0]))
+
+
+def test_the_bank_has_no_room_for_labels():
+    assert [field.name for field in dataclasses.fields(FeatureBank)] == ["indices", "features"]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        FeatureBank(np.array([0]), torch.zeros(1, 1, 1)).labels = np.array([0])
