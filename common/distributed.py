@@ -106,6 +106,10 @@ def all_gather(tensor: Tensor, *, dim: int = 0) -> Tensor:
 
     tensor = tensor.contiguous()
     gathered = diffdist.functional.all_gather([torch.empty_like(tensor) for _ in range(world_size())], tensor)
+    for part in gathered:
+        if part.requires_grad:
+            # diffdist sends a gradient's memory as it lies, and these are slices along ``dim``.
+            part.register_hook(Tensor.contiguous)
     return torch.cat(gathered, dim=dim)
 
 

@@ -1,0 +1,186 @@
+"""Two processes with batches of B against one with 2 B: losses, gradients and the collectives (gloo)."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import distributed
+from models import ContrastiveEncoder
+from models.transform_layers import Augmentation
+from training.objectives import Batch, DistinctiveObjective, SemanticObjective
+
+OBJECTIVES = {
+    "semantic": SemanticObjective(Augmentation(), temperature=0.5),
+    "distinctive": DistinctiveObjective(Augmentation(), temperature=0.5, shift="rotation", sim_lambda=0.7),
+}
+SHIFTS = {"semantic": 1, "distinctive": 4}
+SIZE = 3  # images per process
+
+
+class LinearEncoder(ContrastiveEncoder):
+    """One linear layer as backbone: without BatchNorm a row's outputs do not depend on its batch."""
+
+    feature_dim = 6
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.layer = torch.nn.Linear(48, 6)
+
+    def penultimate(self, images):
+        return self.layer(images.flatten(1))
+
+
+def make_encoder(name):
+    torch.manual_seed(0)
+    return LinearEncoder(num_classes=3, shifts=SHIFTS[name], simclr_dim=5)
+
+
+def make_batch():
+    images = torch.rand(2 * SIZE, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    return Batch(images, torch.tensor([0, 1, 2, 2, 1, 0]), torch.arange(2 * SIZE) + 100, 1)
+
+
+def learn(name, encoder, model, batch):
+    """The loss's statistics and every gradient after one backward pass."""
+    loss, stats = OBJECTIVES[name](model, batch)
+    loss.backward()
+    gradients = {key: p.grad for key, p in encoder.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach(), **stats}, gradients
+
+
+def work(folder):
+    """What each of the two processes does: everything is computed here and judged by the tests below."""
+    found = {}
+    with distributed.session("cpu") as device:
+        rank = distributed.rank()
+        found["seats"] = (rank, distributed.world_size(), distributed.is_main())
+        share = slice(rank * SIZE, (rank + 1) * SIZE)
+        for name in OBJECTIVES:
+            encoder, batch = make_encoder(name), make_batch()
+            model = distributed.wrap(encoder, device)
+            mine = Batch(*(part[share] for part in batch[:3]), batch.epoch)
+            found[name] = learn(name, encoder, model, mine)
+        rows = torch.arange(2 * (1 + 3 * rank)).view(-1, 2) + 100 * rank  # 1 row here, 4 there
+        found["rows"] = distributed.gather_rows(rows)
+        found["no_rows"] = distributed.gather_rows(rows[: 2 * rank])  # none here, 2 there
+        found["objects"] = distributed.gather_objects({"rank": rank})
+        found["mean"] = distributed.mean_over_processes({"b": 1.0 + rank, "a": 10.0 * rank}, device)
+        grown = torch.full((2, 1), float(rank + 1), requires_grad=True)
+        gathered = distributed.all_gather(grown, dim=1)
+        (gathered * torch.tensor([[1.0, 10.0], [100.0, 1000.0]])).sum().backward()
+        found["gathered"], found["gathered_grad"] = gathered.detach(), grown.grad
+        distributed.barrier()
+    found["after"] = (distributed.rank(), distributed.world_size())
+    torch.save(found, Path(folder) / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory, root):
+    """What both processes found, by rank."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, 0], "\n".join(errors)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_gradients_of_two_processes_equal_those_of_one_with_both_batches(processes, name):
+    encoder = make_encoder(name)
+    _, expected = learn(name, encoder, encoder, make_batch())
+    assert expected["layer.weight"].abs().max() > 1e-3
+    for _, gradients in (found[name] for found in processes):
+        assert set(gradients) == set(expected)
+        for key, gradient in gradients.items():
+            assert (gradient - expected[key]).abs().max() < 1e-6, key
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_losses_of_two_processes_equal_those_of_one_with_both_batches(processes, name):
+    encoder = make_encoder(name)
+    expected, _ = learn(name, encoder, encoder, make_batch())
+    here, there = (found[name][0] for found in processes)
+    assert set(here) == set(expected)
+    # The similarity is that of the global batch at each process; the rest is each process's own share.
+    for stats in (here, there):
+        assert stats["loss_sim"].item() == pytest.approx(expected["loss_sim"].item(), abs=1e-6)
+    for key, value in expected.items():
+        assert ((here[key] + there[key]) / 2).item() == pytest.approx(value.item(), abs=1e-5), key
+
+
+def test_a_processs_own_share_would_give_other_gradients():
+    # What the comparison above would miss if the gather were left out.
+    encoder, batch = make_encoder("semantic"), make_batch()
+    _, whole = learn("semantic", encoder, encoder, batch)
+    halves = []
+    for share in (slice(0, SIZE), slice(SIZE, 2 * SIZE)):
+        encoder = make_encoder("semantic")
+        halves.append(learn("semantic", encoder, encoder, Batch(*(part[share] for part in batch[:3]), 1))[1])
+    averaged = (halves[0]["layer.weight"] + halves[1]["layer.weight"]) / 2
+    assert (averaged - whole["layer.weight"]).abs().max() > 1e-3
+
+
+def test_seats(processes):
+    assert [found["seats"] for found in processes] == [(0, 2, True), (1, 2, False)]
+    assert [found["after"] for found in processes] == [(0, 1), (0, 1)]  # the group was left
+
+
+def test_gather_rows_of_unequal_numbers(processes):
+    for found in processes:
+        assert found["rows"].tolist() == [[0, 1], [100, 101], [102, 103], [104, 105], [106, 107]]
+        assert found["rows"].dtype == torch.int64
+        assert found["no_rows"].tolist() == [[100, 101], [102, 103]]
+
+
+def test_gather_objects(processes):
+    for found in processes:
+        assert found["objects"] == [{"rank": 0}, {"rank": 1}]
+
+
+def test_mean_over_processes(processes):
+    for found in processes:
+        assert found["mean"] == {"a": 5.0, "b": 1.5}
+
+
+def test_all_gather_concatenates_along_a_dimension_and_sums_gradients(processes):
+    for rank, found in enumerate(processes):
+        assert found["gathered"].tolist() == [[1.0, 2.0], [1.0, 2.0]]
+        # Each process's loss has both columns, so a column's gradient arrives twice.
+        assert found["gathered_grad"].tolist() == [[[2.0], [200.0]], [[20.0], [2000.0]]][rank]
+
+
+def test_one_process_needs_no_group():
+    rows = torch.arange(4)
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.all_gather(rows) is rows and distributed.gather_rows(rows) is rows
+    assert distributed.gather_objects("x") == ["x"]
+    assert distributed.mean_over_processes({"a": 2.0}, torch.device("cpu")) == {"a": 2.0}
+    model = torch.nn.Linear(1, 1)
+    assert distributed.wrap(model, torch.device("cpu")) is model
+    distributed.barrier()
+
+
+if __name__ == "__main__":
+    work(sys.argv[1])
