@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         test_images, test_labels = to_device(data.test_images, data.test_labels, device)
         indices = torch.from_numpy(split.contrast()).to(device)
         steps = steps_per_epoch(len(indices), batch_size=args.batch_size, processes=distributed.world_size())
+        check_negatives(args.mode, args.batch_size * distributed.world_size())
 
         encoder = build_encoder(
             args.model,
@@ -100,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 device=device,
             )
             learning_rate.set(last_position(done, steps))
+            if distributed.is_main():  # a kill between the two files of a save leaves an older last.model, or none
+                checkpoint.save(folder / checkpoint.MODEL_FILE, encoder.state_dict())
         elif distributed.is_main():
             checkpoint.write_args(folder, settings, split_digest=split.digest, processes=distributed.world_size())
         announce(settings, count=len(indices), steps=steps, device=device, folder=folder, done=done)
@@ -144,6 +147,16 @@ def check_mode(mode: str, shift: str) -> None:
         raise InputError(
             "--mode distinctive is CSI, which tells shifted copies apart: give --shift_trans_type rotation or cutperm"
         )
+
+
+def check_negatives(mode: str, batch: int) -> None:
+    """Refuses a global batch in which an image has no other to be told from.
+
+    Raises:
+        InputError: SimCLR with one image per step (CSI's rotated copies are each other's negatives).
+    """
+    if mode == "semantic" and batch < 2:
+        raise InputError("--batch_size 1 with one process leaves SimCLR no negatives; give at least 2")
 
 
 def run_folder(logdir: str | None, resume_path: str | None, suffix: str, settings: dict[str, Any]) -> Path:
