@@ -50,7 +50,8 @@ def make_keys(seed: int, *parts: int | Tensor, device: torch.device | str = "cpu
     keys = _mix(torch.tensor(_signed(seed), device=device) + GOLDEN)
     for part in parts:
         part = part if isinstance(part, Tensor) else torch.tensor(_signed(part), device=device)
-        keys = _mix((keys ^ _mix(part + GOLDEN)) + GOLDEN)
+        # The multiplication keeps the parts apart: without it a seed and a part that are equal would cancel out.
+        keys = _mix((keys * FIRST ^ _mix(part + GOLDEN)) + GOLDEN)
     return keys
 
 

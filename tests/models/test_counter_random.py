@@ -1,0 +1,146 @@
+"""models/counter_random.py: SplitMix64 against Python's whole numbers, and whether its numbers look random."""
+
+import math
+
+import pytest
+import torch
+
+from models.counter_random import GOLDEN, _mix, _shift_right, make_keys, uniform
+
+MASK = 2**64 - 1
+
+
+def mix64(z):
+    """The finaliser of SplitMix64 in whole numbers without a sign."""
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & MASK
+    return z ^ (z >> 31)
+
+
+def key64(seed, *parts):
+    key = mix64((seed + 0x9E3779B97F4A7C15) & MASK)
+    for part in parts:
+        hashed = mix64((part + 0x9E3779B97F4A7C15) & MASK)
+        key = mix64(((key * 0xBF58476D1CE4E5B9 ^ hashed) + 0x9E3779B97F4A7C15) & MASK)
+    return key
+
+
+def signed(value):
+    return value - 2**64 if value >= 2**63 else value
+
+
+@pytest.mark.parametrize(
+    ("seed", "first"),
+    [(0, 0xE220A8397B1DCDAF), (1234567, 6457827717110365317)],  # the published first outputs of SplitMix64
+)
+def test_the_key_of_a_seed_is_splitmix64s_first_output(seed, first):
+    assert make_keys(seed).item() == signed(first)
+
+
+def test_the_draws_of_a_key_are_the_top_bits_of_splitmix64s_outputs():
+    outputs = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert uniform(torch.tensor(1234567), 4).tolist() == [(output >> 40) / 2**24 for output in outputs]
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 2**63 - 1, -(2**63), 0x0123456789ABCDEF, -0x0123456789ABCDEF])
+def test_the_finaliser_wraps_as_64_bits_do(value):
+    assert _mix(torch.tensor(value)).item() == signed(mix64(value & MASK))
+
+
+@pytest.mark.parametrize("bits", [27, 30, 31, 40])
+@pytest.mark.parametrize("value", [-1, -(2**63), 2**63 - 1, 12345])
+def test_the_right_shift_fills_with_zeros(value, bits):
+    assert _shift_right(torch.tensor(value), bits).item() == (value & MASK) >> bits
+
+
+def test_the_golden_ratio_keeps_its_bits_as_a_signed_number():
+    assert GOLDEN & MASK == 0x9E3779B97F4A7C15 and GOLDEN < 0
+
+
+@pytest.mark.parametrize("seed", [0, 7, -1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("parts", [(), (1,), (1, 2, 3), (-1, 2**63 - 1), (2**64 - 5,)])
+def test_keys_hash_each_part_in_turn(seed, parts):
+    assert make_keys(seed, *parts).item() == signed(key64(seed & MASK, *(part & MASK for part in parts)))
+
+
+def test_tensor_parts_give_the_keys_of_their_elements():
+    images, views = torch.tensor([5, -2, 2**62]), torch.arange(2)[:, None]
+    keys = make_keys(3, 1, images, views)
+    expected = [[signed(key64(3, 1, image & MASK, view)) for image in images.tolist()] for view in range(2)]
+    assert keys.dtype == torch.int64 and keys.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [([], ()), ([(5,)], (5,)), ([(5,), (2, 1)], (2, 5)), ([(5,), (2, 1, 1), (4, 1)], (2, 4, 5))],
+)
+def test_parts_broadcast(shapes, expected):
+    keys = make_keys(0, 9, *(torch.zeros(shape, dtype=torch.int64) for shape in shapes))
+    assert keys.shape == expected
+    assert uniform(keys, 3).shape == (*expected, 3)
+
+
+def test_the_order_of_the_parts_and_their_number_matter():
+    keys = [make_keys(0, 7, 1, 2), make_keys(0, 7, 2, 1), make_keys(0, 7, 1), make_keys(0, 7, 1, 2, 0)]
+    assert len({key.item() for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize(("seed", "purpose"), [(0, 1), (1, 2), (1, 3)])
+def test_seed_and_purpose_do_not_swap(seed, purpose):
+    assert make_keys(seed, purpose, 5).item() != make_keys(purpose, seed, 5).item()
+
+
+def test_draws_depend_on_nothing_but_key_and_number():
+    keys = make_keys(4, torch.arange(100))
+    together = uniform(keys, 8)
+    torch.manual_seed(123)
+    torch.rand(10)
+    assert torch.equal(uniform(keys, 8), together)
+    assert torch.equal(uniform(keys, 3), together[:, :3])
+    order = torch.randperm(100)
+    assert torch.equal(uniform(keys[order], 8), together[order])
+
+
+def test_numbers_are_float32_in_the_half_open_unit_interval():
+    numbers = uniform(make_keys(0, torch.arange(200_000)), 2)
+    assert numbers.dtype == torch.float32
+    assert 0 <= numbers.min() < 1e-4 and 1 - 1e-4 < numbers.max() < 1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("across", ["keys", "draws"])
+def test_numbers_are_uniform(seed, across):
+    keys, draws = (100_000, 1) if across == "keys" else (10, 10_000)
+    numbers = uniform(make_keys(seed, 1, 1, torch.arange(keys)), draws).double().flatten()
+    n = len(numbers)
+    assert abs(numbers.mean() - 1 / 2) < 4 * math.sqrt(1 / 12 / n)
+    assert abs(numbers.var() - 1 / 12) < 4 * math.sqrt(1 / 180 / n)
+    counts = torch.histc(numbers, 100, 0, 1)
+    chi_square = ((counts - n / 100) ** 2 / (n / 100)).sum()  # 99 degrees of freedom: mean 99, deviation 14
+    assert 99 - 4 * 14 < chi_square < 99 + 4 * 14
+
+
+@pytest.mark.parametrize("part", ["seed", "epoch", "image", "view"])
+def test_neighbouring_keys_are_independent(part):
+    n = 20_000
+    values = torch.arange(n)
+    keys = {
+        "seed": torch.stack([make_keys(seed, 1, 1, 0) for seed in range(n // 10)]) if part == "seed" else None,
+        "epoch": make_keys(0, 1, values, 7),
+        "image": make_keys(0, 1, 1, values),
+        "view": make_keys(0, 1, 1, values[:, None], torch.arange(2)).flatten(),
+    }[part]
+    numbers = uniform(keys, 4).double() - 0.5
+    tolerance = 4.5 / math.sqrt(len(numbers))
+    neighbours = 12 * (numbers[1:, :, None] * numbers[:-1, None, :]).mean(0)  # of one key's draws with the next one's
+    assert neighbours.abs().max() < tolerance
+    draws = 12 * (numbers[:, :, None] * numbers[:, None, :]).mean(0)
+    assert (draws - torch.diag(draws.diag())).abs().max() < tolerance
+
+
+def test_one_changed_bit_changes_half_of_the_key():
+    keys = make_keys(0, torch.arange(500))
+    for bit in range(64):
+        changed = make_keys(0, torch.arange(500) ^ signed(1 << bit)) ^ keys
+        flipped = sum((_shift_right(changed, place) & 1 if place else changed & 1).sum() for place in range(64))
+        assert abs(flipped / 500 - 32) < 1
