@@ -1,0 +1,253 @@
+"""training/optim.py: learning rates point by point, LARS by hand, and each optimizer's settings."""
+
+import json
+import math
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+
+from training.optim import LARS, LearningRate, build_optimizer
+
+
+def schedule(*, kind="cosine", epochs=20, warmup=10, optimizer_name="sgd", lr=0.1):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = build_optimizer(optimizer_name, [parameter], lr=lr, weight_decay=0.0)
+    return LearningRate(optimizer, optimizer_name=optimizer_name, kind=kind, epochs=epochs, warmup=warmup), optimizer
+
+
+def rate_at(e, **settings):
+    learning_rate, _ = schedule(**settings)
+    learning_rate.set(e)
+    return learning_rate.value
+
+
+# Learning rate
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(700, 46), (20, 10)])
+def test_learning_rates_equal_the_originals(shared, epochs, steps):
+    stored = json.loads((shared / "golden" / "learning_rate.json").read_text())["points"][f"epochs{epochs}_len{steps}"]
+    points = {(point["epoch"], point["n"]): point for point in stored}
+    learning_rate, optimizer = schedule(epochs=epochs)
+    compared = 0
+    for epoch in range(1, epochs + 1):
+        for n in range(steps):
+            used = learning_rate.value
+            learning_rate.set(epoch - 1 + n / steps)
+            assert optimizer.param_groups[0]["lr"] == learning_rate.value
+            if (epoch, n) not in points:
+                continue
+            point = points.pop((epoch, n))
+            # The original's hand-over artefact: the value set after (11, 1), which update (11, 2) uses.
+            if (epoch, n) != (11, 2):
+                assert used == pytest.approx(point["lr_used_by_update"], rel=1e-12)
+                compared += 1
+            if (epoch, n) != (11, 1):
+                assert learning_rate.value == pytest.approx(point["lr_after_step"], rel=1e-12)
+                compared += 1
+    assert not points and compared == 2 * len(stored) - 2
+
+
+@pytest.mark.parametrize(
+    ("e", "expected"),
+    [
+        (0.0, 0.1),
+        (5.0, 0.55),
+        (10.0, 1.0),
+        (10.0 + 1e-9, 1.0),
+        (15.0, 0.5 * (1 + math.cos(math.pi / 4))),
+        (20.0, 0.5),
+    ],
+)
+def test_warm_up_and_cosine_by_hand(e, expected):
+    assert rate_at(e, epochs=20, warmup=10) == pytest.approx(expected)
+
+
+def test_the_cosine_ends_just_above_zero():
+    assert rate_at(699.999, epochs=700) == pytest.approx(0.5 * (1 + math.cos(math.pi * 689.999 / 700)))
+    assert 0 < rate_at(699.999, epochs=700) < 0.001
+
+
+@pytest.mark.parametrize(("e", "expected"), [(0.0, 1.0), (5.0, 0.5 * (1 + math.cos(math.pi / 4))), (10.0, 0.5)])
+def test_without_a_warm_up_it_starts_at_the_peak(e, expected):
+    assert rate_at(e, warmup=0) == pytest.approx(expected)
+    assert schedule(warmup=0)[0].value == pytest.approx(1.0)
+
+
+def test_with_a_warm_up_it_starts_at_the_base_rate():
+    learning_rate, optimizer = schedule(lr=0.03)
+    assert learning_rate.value == pytest.approx(0.03) == optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize(("name", "factor"), [("sgd", 0.1), ("lars", 0.1), ("adam", 0.3)])
+@pytest.mark.parametrize("warmup", [0, 4])
+@pytest.mark.parametrize(
+    ("after", "drops"), [(0.01, 0), (4.99, 0), (5.0, 1), (7.99, 1), (8.0, 2), (10.9, 2)]  # int(11 / 2), int(33 / 4)
+)  # fmt: skip
+def test_step_decay_counts_from_the_end_of_the_warm_up(name, factor, warmup, after, drops):
+    rate = rate_at(warmup + after, kind="step_decay", epochs=11, warmup=warmup, optimizer_name=name, lr=0.02)
+    assert rate == pytest.approx(0.2 * factor**drops)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "step_decay"])
+def test_warm_up_is_the_same_for_both_shapes(kind):
+    assert [rate_at(e, kind=kind, warmup=4) for e in (0, 1, 2, 4)] == pytest.approx([0.1, 0.325, 0.55, 1.0])
+
+
+@pytest.mark.parametrize("kind", ["cosine", "step_decay"])
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("done", [1, 3, 4, 6])
+def test_a_resumed_schedule_continues_where_it_was(kind, warmup, done):
+    steps, epochs = 5, 8
+    positions = [epoch + n / steps for epoch in range(epochs) for n in range(steps)]
+    whole, optimizer = schedule(kind=kind, epochs=epochs, warmup=warmup)
+    values, state = [], None
+    for number, e in enumerate(positions, start=1):
+        whole.set(e)
+        values.append(whole.value)
+        if number == done * steps:
+            state = optimizer.state_dict()
+            state = {**state, "param_groups": [dict(group) for group in state["param_groups"]]}
+    resumed, optimizer = schedule(kind=kind, epochs=epochs, warmup=warmup)
+    optimizer.load_state_dict(state)
+    resumed.set(positions[done * steps - 1])
+    assert resumed.value == values[done * steps - 1] == optimizer.param_groups[0]["lr"]
+    for e, value in zip(positions[done * steps :], values[done * steps :]):
+        resumed.set(e)
+        assert resumed.value == value
+
+
+def test_setting_a_position_does_not_depend_on_the_ones_before():
+    learning_rate, _ = schedule()
+    for e in (12.0, 3.0, 19.0, 0.5):
+        learning_rate.set(e)
+        assert learning_rate.value == rate_at(e)
+
+
+def test_every_parameter_group_gets_its_rate():
+    parameters = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.01}])
+    LearningRate(optimizer, optimizer_name="sgd", kind="cosine", epochs=20, warmup=10).set(10.0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1.0, 0.1])
+
+
+# LARS
+
+
+def lars_step(p, g, **settings):
+    parameter = torch.nn.Parameter(torch.tensor(p, dtype=torch.float64))
+    optimizer = LARS([parameter], **settings)
+    for gradient in g:
+        parameter.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+    return parameter.detach()
+
+
+@pytest.mark.parametrize(
+    ("p", "gradients", "expected"),
+    [
+        # (0.5 + 0.1 * 2) * 0.001 * 2 / (0.5 + 0.1 * 2) = 0.002, times the rate 0.1
+        (2.0, [0.5], 1.9998),
+        # again: 0.9 * 0.002 + 0.0019998 = 0.0037998
+        (2.0, [0.5, 0.5], 1.9998 - 0.00037998),
+        # against the weight: (-0.5 + 0.2) * 0.001 * 2 / 0.7
+        (2.0, [-0.5], 2.0 + 0.1 * 0.3 * 0.002 / 0.7),
+        # no weight: factor 1 on the gradient; no gradient: factor 1 on 0.1 * 2
+        (0.0, [0.5], -0.05),
+        (2.0, [0.0], 1.98),
+        (0.0, [0.0], 0.0),
+    ],
+)
+def test_lars_of_one_number_by_hand(p, gradients, expected):
+    assert lars_step(p, gradients, lr=0.1, weight_decay=0.1).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_lars_equals_a_slow_loop_over_two_steps():
+    generator = np.random.default_rng(0)
+    start = [generator.normal(size=(3, 4)), generator.normal(size=5)]
+    gradients = [[generator.normal(size=p.shape) for p in start] for _ in range(2)]
+    expected, buffers = [p.copy() for p in start], [np.zeros_like(p) for p in start]
+    lr, momentum, decay, trust = 0.7, 0.8, 0.01, 0.02
+    for step in range(2):
+        for number, p in enumerate(expected):
+            g = gradients[step][number]
+            p_norm, g_norm = math.sqrt((p**2).sum()), math.sqrt((g**2).sum())
+            scaled = (g + decay * p) * trust * p_norm / (g_norm + decay * p_norm + 1e-8)
+            buffers[number] = momentum * buffers[number] + scaled
+            expected[number] = p - lr * buffers[number]
+    parameters = [torch.nn.Parameter(torch.from_numpy(p)) for p in start]
+    optimizer = LARS(parameters, lr=lr, momentum=momentum, weight_decay=decay, trust=trust)
+    for step in range(2):
+        for parameter, gradient in zip(parameters, gradients[step]):
+            parameter.grad = torch.from_numpy(gradient)
+        optimizer.step()
+    for parameter, value in zip(parameters, expected):
+        assert np.allclose(parameter.detach().numpy(), value, rtol=0, atol=1e-12)
+
+
+def test_lars_rescales_each_tensor_by_itself():
+    small = lars_step([3.0, 4.0], [[0.03, 0.04]], lr=1.0)
+    large = lars_step([3.0, 4.0], [[300.0, 400.0]], lr=1.0)
+    assert small.tolist() == pytest.approx([3 - 0.003, 4 - 0.004], abs=1e-8)
+    assert torch.allclose(small, large, rtol=0, atol=1e-8)
+
+
+def test_lars_leaves_parameters_without_gradient_and_its_gradients_alone():
+    used, unused = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    optimizer = LARS([used, unused], lr=0.1)
+    used.grad = torch.ones(2)
+    assert optimizer.step(lambda: torch.tensor(3.0)).item() == 3.0
+    assert torch.equal(unused, torch.ones(2)) and not torch.equal(used, torch.ones(2))
+    assert torch.equal(used.grad, torch.ones(2))
+
+
+def test_lars_momentum_survives_its_state_dict():
+    parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = LARS([parameter], lr=0.1, weight_decay=0.1)
+    parameter.grad = torch.tensor([0.5, -0.5])
+    optimizer.step()
+    copy = torch.nn.Parameter(parameter.detach().clone())
+    resumed = LARS([copy], lr=9.0)
+    resumed.load_state_dict(deepcopy(optimizer.state_dict()))
+    copy.grad = parameter.grad.clone()
+    optimizer.step()
+    resumed.step()
+    assert torch.equal(copy, parameter)
+
+
+# Choice of the optimizer
+
+
+def test_sgd_has_the_methods_settings():
+    parameter = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = build_optimizer("sgd", [parameter], lr=0.1, weight_decay=0.5)
+    assert type(optimizer) is torch.optim.SGD
+    for _ in range(2):
+        parameter.grad = torch.tensor([1.0])
+        optimizer.step()
+    # 1 - 0.1 * 1.5 = 0.85; buffer 0.9 * 1.5 + 1 + 0.5 * 0.85 = 2.775
+    assert parameter.item() == pytest.approx(0.85 - 0.2775)
+
+
+def test_adam_has_the_methods_settings():
+    optimizer = build_optimizer("adam", [torch.nn.Parameter(torch.ones(1))], lr=0.2, weight_decay=0.5)
+    assert type(optimizer) is torch.optim.Adam
+    group = optimizer.param_groups[0]
+    assert (group["lr"], tuple(group["betas"]), group["weight_decay"]) == (0.2, (0.9, 0.999), 0.5)
+
+
+def test_lars_has_the_methods_settings():
+    optimizer = build_optimizer("lars", [torch.nn.Parameter(torch.ones(1))], lr=0.2, weight_decay=0.5)
+    assert type(optimizer) is LARS
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["trust"]) == (0.2, 0.9, 0.5, 0.001)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "lars"])
+def test_frozen_parameters_are_left_out(name):
+    frozen = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+    free = torch.nn.Parameter(torch.ones(1))
+    optimizer = build_optimizer(name, iter([frozen, free]), lr=0.1, weight_decay=0.1)
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(free)]
