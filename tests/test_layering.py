@@ -17,6 +17,7 @@ LAYERS = {
     "train_classifier": 3,
     "contrast_main": 4,
     "active_main": 4,
+    "benchmarks": 4,
 }
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,0 +1,1 @@
+"""Speed against the plain formulation, as ratios measured in one run."""
