@@ -71,10 +71,10 @@ def build_optimizer(name: str, parameters: Iterable[nn.Parameter], *, lr: float,
     """sgd (momentum 0.9), adam (betas 0.9, 0.999) or lars, over the parameters that require a gradient."""
     parameters = [p for p in parameters if p.requires_grad]
     if name == "adam":
-        return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay)
+        return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=True)
     if name == "lars":
         return LARS(parameters, lr=lr, weight_decay=weight_decay)
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay)
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=True)
 
 
 class _Decay(LRScheduler):
