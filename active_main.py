@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from evals.metrics import describe
 from evals.query import STRATEGIES
 from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS, Augmentation
-from utils import InputError, atomic_write, log, run_cli, set_seed
+from utils import InputError, atomic_write, log, require_writable, run_cli, set_seed
 
 ROOT = Path(__file__).resolve().parent
 
@@ -177,9 +176,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     Raises:
         InputError: It is no folder or not writable, or holds index files and ``--overwrite`` was not given.
     """
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise InputError(f"{folder} cannot be written: {place} is no writable folder; name another --index_dir")
+    require_writable(folder, "--index_dir")
     earlier = sorted(folder.glob("cycle_*.json"))
     if earlier and not overwrite:
         raise InputError(

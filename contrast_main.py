@@ -23,7 +23,7 @@ from models.transform_layers import SHIFT_COUNTS, Augmentation
 from training.engine import Objective, probe_accuracy, steps_per_epoch, train_one_epoch
 from training.objectives import DistinctiveObjective, SemanticObjective
 from training.optim import LearningRate, build_optimizer
-from utils import InputError, RunLog, log, run_cli, set_seed
+from utils import InputError, RunLog, log, require_writable, run_cli, set_seed
 
 RESUME_VERSION = 1
 # Arguments that may differ when a run is resumed: none of them changes a weight.
@@ -160,10 +160,11 @@ def check_negatives(mode: str, batch: int) -> None:
 
 
 def run_folder(logdir: str | None, resume_path: str | None, suffix: str, settings: dict[str, Any]) -> Path:
-    """The run's folder, made if need be; a folder that holds another run is refused.
+    """The run's folder, to be made by the first file in it; a folder that holds another run is refused.
 
     Raises:
-        InputError: The folder holds a run and none is to be resumed, or the run to resume is not there.
+        InputError: The folder cannot be written, or holds a run and none is to be resumed, or the run to resume is not
+            there.
     """
     if resume_path:
         folder = Path(resume_path)
@@ -182,7 +183,7 @@ def run_folder(logdir: str | None, resume_path: str | None, suffix: str, setting
             f"{folder} already holds a run ({found[0]}): continue it with --resume_path {folder}, or give another "
             "--logdir or --suffix"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder, "--logdir")
     return folder
 
 

@@ -68,6 +68,18 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def require_writable(folder: str | os.PathLike, flag: str) -> None:
+    """Checks that a folder can be written or made, without making it.
+
+    Raises:
+        InputError: It, or the nearest folder above it that exists, is no writable folder; the message names ``flag``.
+    """
+    folder = Path(folder).absolute()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise InputError(f"{folder} cannot be written: {place} is no writable folder; name another {flag}")
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Opens a temporary file beside ``path`` and renames it to ``path`` once it is written and flushed to disk.

@@ -26,10 +26,10 @@ MODE_SPELLINGS = {
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows each default, but not the None of a flag whose help says what happens without it."""
+    """Shows each default, but not that of a switch, nor of a flag whose help says what happens without it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        return action.help if action.default in (None, False, "") else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

@@ -31,7 +31,7 @@ from datasets.index_files import default_index_dir, index_path, read_index_file 
 from train_classifier.engine import LabeledImages, Settings, train  # noqa: E402
 from train_classifier.network import build_network  # noqa: E402
 from train_classifier.results import Row, append_row, find_row, format_table, read_rows, summarize  # noqa: E402
-from utils import InputError, int64_digest, log, run_cli  # noqa: E402
+from utils import InputError, int64_digest, log, require_writable, run_cli  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = Settings(recipe=args.recipe, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr)
     seeds = range(args.seed, args.seed + args.runs)
     results, figure = out_dir / "results.csv", out_dir / "accuracy.png"
+    require_writable(out_dir, "--out_path")
     read_rows(results)  # a damaged file is reported before the training, not after it
     out_dir.mkdir(parents=True, exist_ok=True)
     log(
