@@ -51,14 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with distributed.session(args.device) as device:
         set_seed(args.seed)
-        data, split = load_data_and_split(
-            args.dataset,
-            args.data_path,
-            mismatch=args.mismatch,
-            target_classes=args.target_classes,
-            initial_budget=args.initial_budget,
-            split_seed=args.split_seed,
-        )
+        data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
         check_budget(split, data.train_labels, target=args.target, needs=strategy.needs)
         check_folder(folder, overwrite=args.overwrite)
 

@@ -51,14 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = run_folder(args.logdir, args.resume_path, args.suffix, settings)
     with distributed.session(args.device) as device:
         set_seed(args.seed)
-        data, split = load_data_and_split(
-            args.dataset,
-            args.data_path,
-            mismatch=args.mismatch,
-            target_classes=args.target_classes,
-            initial_budget=args.initial_budget,
-            split_seed=args.split_seed,
-        )
+        data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
         images, labels = to_device(data.train_images, data.train_labels, device)
         test_images, test_labels = to_device(data.test_images, data.test_labels, device)
         indices = torch.from_numpy(split.contrast()).to(device)

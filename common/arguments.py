@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -289,6 +289,11 @@ def resolved(args: argparse.Namespace) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())}
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses the arguments; anything unknown is an error."""
-    return parser.parse_args(argv)
+def split_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What add_data_args declares of the split, as keywords of datasets.load_data_and_split."""
+    return {
+        "mismatch": args.mismatch,
+        "target_classes": args.target_classes,
+        "initial_budget": args.initial_budget,
+        "split_seed": args.split_seed,
+    }

@@ -8,7 +8,6 @@ import numpy as np
 
 from utils import InputError
 
-UNKNOWN = -1
 MAX_CLASSES = 100_000
 
 

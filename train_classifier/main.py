@@ -24,7 +24,7 @@ if not __package__:  # run as a script: Python has put this folder on the path, 
     sys.path.insert(0, str(ROOT))
 
 from common import distributed  # noqa: E402
-from common.arguments import Parser, add_classifier_args, add_data_args, add_process_args, parse  # noqa: E402
+from common.arguments import Parser, add_classifier_args, add_data_args, add_process_args, split_settings  # noqa: E402
 from common.plots import plot_accuracy  # noqa: E402
 from datasets import Dataset, Split, load_data_and_split  # noqa: E402
 from datasets.index_files import default_index_dir, index_path, read_index_file  # noqa: E402
@@ -60,18 +60,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    args = parse(build_parser(), argv)
+    args = build_parser().parse_args(argv)
     device = choose_device(args.device, cuda=args.cuda)
     if device is None:
         return
-    data, split = load_data_and_split(
-        args.dataset,
-        args.data_path,
-        mismatch=args.mismatch,
-        target_classes=args.target_classes,
-        initial_budget=args.initial_budget,
-        split_seed=args.split_seed,
-    )
+    data, split = load_data_and_split(args.dataset, args.data_path, **split_settings(args))
     if len(split.target_classes) < 2:
         raise InputError(f"--target_classes {split.target_classes[0]}: a classifier needs at least two classes")
     index_dir, out_dir = folders(

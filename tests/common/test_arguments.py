@@ -19,7 +19,6 @@ from common.arguments import (
     add_query_args,
     add_summary_args,
     number,
-    parse,
     resolved,
 )
 
@@ -40,7 +39,7 @@ def make_parser(command):
 
 def parsed(command, *words):
     required = ["--mode", "semantic"] if command == "contrast" and "--mode" not in words else []
-    return parse(make_parser(command), [*required, *words])
+    return make_parser(command).parse_args([*required, *words])
 
 
 def refusal(capsys, command, *words):
@@ -310,7 +309,7 @@ def test_refusals_are_one_line(capsys, command, words, part):
 @pytest.mark.parametrize(("command", "flag"), [("contrast", "--mode"), ("summary", "--index_dir")])
 def test_required_flags(capsys, command, flag):
     with pytest.raises(SystemExit) as caught:
-        parse(make_parser(command), [])
+        make_parser(command).parse_args([])
     assert caught.value.code == 2
     shown = capsys.readouterr().err
     assert shown.endswith(f"error: the following arguments are required: {flag} (see --help)\n")
