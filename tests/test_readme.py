@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import active_main
+import benchmarks.query
 import contrast_main
 import evals.summary
 import train_classifier.main
@@ -22,6 +23,7 @@ PARSERS = {
     "main.py": train_classifier.main.build_parser,
     "train_classifier.main": train_classifier.main.build_parser,
     "evals.summary": evals.summary.build_parser,
+    "benchmarks.query": benchmarks.query.build_parser,
 }
 # As METHOD.md, section 8, gives the original's: they must run as written.
 ORIGINAL = """
@@ -82,7 +84,7 @@ def test_the_command_parses(command: list[str]) -> None:
 
 def test_enough_commands_were_found() -> None:
     assert len(AS_PUBLISHED) == 4
-    assert len(MADE) == 6
+    assert len(MADE) == 6  # the demo: two encoders, two queries, the classifier, the summary
     assert {param.values[0][0] for param in SHOWN} == set(PARSERS)
 
 
