@@ -22,7 +22,7 @@ from evals.features import FeatureBank, extract_features
 from evals.metrics import describe
 from evals.query import STRATEGIES
 from models import build_encoder
-from models.transform_layers import SHIFT_COUNTS, Augmentation
+from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from utils import InputError, atomic_write, log, require_writable, run_cli, set_seed
 
 ROOT = Path(__file__).resolve().parent
@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with distributed.session(args.device) as device:
         set_seed(args.seed)
         data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
+        if "distinctive" in strategy.needs:
+            check_shift(args.shift_trans_type, data.image_size)
         check_budget(split, data.train_labels, target=args.target, needs=strategy.needs)
         check_folder(folder, overwrite=args.overwrite)
 

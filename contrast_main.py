@@ -19,14 +19,14 @@ from torch.optim import Optimizer
 from common import arguments, checkpoint, distributed
 from datasets import load_data_and_split
 from models import build_encoder
-from models.transform_layers import SHIFT_COUNTS, Augmentation
+from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from training.engine import Objective, probe_accuracy, steps_per_epoch, train_one_epoch
 from training.objectives import DistinctiveObjective, SemanticObjective
 from training.optim import LearningRate, build_optimizer
-from utils import InputError, RunLog, log, require_writable, run_cli, set_seed
+from utils import LOG_FILE, InputError, RunLog, log, require_writable, run_cli, set_seed
 
 RESUME_VERSION = 1
-# Arguments that may differ when a run is resumed: none of them changes a weight.
+# Arguments that may differ when a run is resumed: none is part of the recipe (another device only rounds differently).
 FREE_ON_RESUME = {
     "data_path", "debug", "device", "error_step", "local_rank", "logdir", "no_strict", "parallel", "resume_path",
     "save_step", "suffix",
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with distributed.session(args.device) as device:
         set_seed(args.seed)
         data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
+        check_shift(args.shift_trans_type, data.image_size)
         images, labels = to_device(data.train_images, data.train_labels, device)
         test_images, test_labels = to_device(data.test_images, data.test_labels, device)
         indices = torch.from_numpy(split.contrast()).to(device)
@@ -96,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             learning_rate.set(last_position(done, steps))
             if distributed.is_main():  # a kill between the two files of a save leaves an older last.model, or none
                 checkpoint.save(folder / checkpoint.MODEL_FILE, encoder.state_dict())
-        elif distributed.is_main():
+        distributed.barrier()  # every process has looked at the folder before the first one writes into it
+        if distributed.is_main() and not args.resume_path:
             checkpoint.write_args(folder, settings, split_digest=split.digest, processes=distributed.world_size())
         announce(settings, count=len(indices), steps=steps, device=device, folder=folder, done=done)
 
@@ -161,20 +163,27 @@ def run_folder(logdir: str | None, resume_path: str | None, suffix: str, setting
     """
     if resume_path:
         folder = Path(resume_path)
-        if logdir and Path(logdir).resolve() != folder.resolve():
-            raise InputError("--resume_path continues a run in its own folder: leave --logdir out")
+        if suffix or (logdir and Path(logdir).resolve() != folder.resolve()):
+            raise InputError("--resume_path continues a run in its own folder: leave --logdir and --suffix out")
         if not (folder / checkpoint.RESUME_FILE).is_file():
             raise InputError(f"--resume_path {folder} holds no {checkpoint.RESUME_FILE}; name the folder of a run")
         return folder
     name = "_".join(str(settings[key]) for key in ("dataset", "mismatch", "model", "mode", "shift_trans_type"))
+    name += f"_seed{settings['seed']}"
     folder = Path(logdir) if logdir else Path("logs") / name
     if suffix:
+        if Path(suffix).name != suffix or not folder.name:
+            raise InputError(f"--suffix {suffix} must be part of a folder's name, and --logdir must name a folder")
         folder = folder.with_name(f"{folder.name}_{suffix}")
-    found = [file for file in (checkpoint.RESUME_FILE, checkpoint.MODEL_FILE) if (folder / file).exists()]
-    if found:
+    if any((folder / file).exists() for file in (checkpoint.RESUME_FILE, checkpoint.MODEL_FILE)):
         raise InputError(
-            f"{folder} already holds a run ({found[0]}): continue it with --resume_path {folder}, or give another "
-            "--logdir or --suffix"
+            f"{folder} already holds a run: continue it with --resume_path {folder}, or give another --logdir or "
+            "--suffix"
+        )
+    if any((folder / file).exists() for file in (checkpoint.ARGS_FILE, LOG_FILE)):
+        raise InputError(
+            f"{folder} holds a run that ended before its first checkpoint: remove the folder, or give another --logdir "
+            "or --suffix"
         )
     require_writable(folder, "--logdir")
     return folder
@@ -190,7 +199,7 @@ def build_objective(
 ) -> Objective:
     """SimCLR for ``semantic``, CSI for ``distinctive``."""
     if mode == "semantic":
-        return SemanticObjective(augmentation, temperature=temperature, seed=seed)
+        return SemanticObjective(augmentation, temperature=temperature, seed=seed, sim_lambda=sim_lambda)
     return DistinctiveObjective(augmentation, temperature=temperature, seed=seed, shift=shift, sim_lambda=sim_lambda)
 
 
@@ -258,6 +267,9 @@ def resume(
     except RuntimeError as error:
         raise InputError(f"{path} does not fit this encoder ({str(error).splitlines()[-1].strip()[:200]})") from None
     for optimizer, state in zip(optimizers, content["optimizers"]):
+        for saved, own in zip(state["param_groups"], optimizer.param_groups):
+            if "fused" in own:  # chosen by the device, which may be another one now
+                saved["fused"] = own["fused"]
         optimizer.load_state_dict(state)
     if len(content["rng"]) == distributed.world_size():
         checkpoint.restore_rng(content["rng"][distributed.rank()])
@@ -284,7 +296,10 @@ def announce(
         f"rate {settings['lr_init']} to {10 * settings['lr_init']:g} as given: nothing is scaled"
     )
     if processes > 1 and device.type == "cpu":
-        log("on the CPU each process keeps its own BatchNorm statistics (torch has no SyncBatchNorm there)")
+        log(
+            "on the CPU each process keeps its own BatchNorm statistics (torch has no SyncBatchNorm there): it "
+            "normalises by its own batch, and the first process's running statistics are saved"
+        )
     log(f"run folder {folder}")
 
 

@@ -10,12 +10,15 @@ import os
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+
+LOG_FILE = "log.jsonl"
 
 
 class InputError(ValueError):
@@ -58,7 +61,14 @@ def _fail(message: str, status: int, words: Sequence[str], *, everywhere: bool =
     # Every process of one machine meets the same bad input; one of them says so.
     if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    else:
+        wait_for_the_first_process()
     return status
+
+
+def wait_for_the_first_process() -> None:
+    """Lets the process that speaks go first: a launcher ends all processes as soon as one has failed."""
+    time.sleep(3)
 
 
 def set_seed(seed: int) -> None:
@@ -144,15 +154,6 @@ def int64_digest(indices: np.ndarray | Sequence[int]) -> str:
     return hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
 
 
-def file_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
-
-
 class AverageMeter:
     """Weighted running averages of named values, kept on the device until they are read.
 
@@ -201,7 +202,7 @@ class RunLog:
     """
 
     def __init__(self, folder: str | os.PathLike, *, enabled: bool = True, done: int = 0) -> None:
-        self._path = Path(folder) / "log.jsonl"
+        self._path = Path(folder) / LOG_FILE
         self._writer = None
         if enabled:
             from tensorboardX import SummaryWriter

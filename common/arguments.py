@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils import wait_for_the_first_process
+
 DATASETS = ("cifar10", "cifar100", "digits", "npz")
 MODELS = ("resnet18", "resnet18_imagenet", "resnet20", "resnet8")
 SHIFTS = ("none", "rotation", "cutperm")
@@ -40,6 +42,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if os.environ.get("LOCAL_RANK", "0") != "0":
+            wait_for_the_first_process()
             raise SystemExit(2)
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
 
@@ -217,7 +220,12 @@ def add_query_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ood_samples", type=positive_int, default=1, metavar="V", help="augmented views per image and shift, averaged"
     )
-    group.add_argument("--test_batch_size", type=positive_int, default=100, help="images per forward batch")
+    group.add_argument(
+        "--test_batch_size",
+        type=positive_int,
+        default=100,
+        help="images per batch; a forward pass has all their shifts",
+    )
     group = parser.add_argument_group("query")
     group.add_argument("--mode", choices=("eval",), default="eval", help="the original's spelling; there is one mode")
     group.add_argument("--strategy", choices=STRATEGIES, default="ccal", help="query strategy")

@@ -33,16 +33,17 @@ def setup(device: str = "auto") -> torch.device:
         raise InputError("--device cuda: torch sees no GPU here; use --device cpu or leave --device out")
     use_gpu = device != "cpu" and torch.cuda.is_available()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if use_gpu and local_rank >= torch.cuda.device_count():
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
+    if use_gpu and here > torch.cuda.device_count():
         raise InputError(
-            f"process {local_rank} of this machine has no GPU ({torch.cuda.device_count()} there); "
+            f"{here} processes on this machine and {torch.cuda.device_count()} GPU(s): "
             f"launch with --nproc_per_node={torch.cuda.device_count()} or use --device cpu"
         )
     chosen = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(chosen)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if use_gpu else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("nccl" if use_gpu else "gloo", timeout=TIMEOUT, device_id=chosen if use_gpu else None)
     return chosen
 
 
@@ -105,7 +106,8 @@ def all_gather(tensor: Tensor, *, dim: int = 0) -> Tensor:
     import diffdist.functional
 
     tensor = tensor.contiguous()
-    gathered = diffdist.functional.all_gather([torch.empty_like(tensor) for _ in range(world_size())], tensor)
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    gathered = diffdist.functional.all_gather(parts, tensor, group=dist.group.WORLD)
     for part in gathered:
         if part.requires_grad:
             # diffdist sends a gradient's memory as it lies, and these are slices along ``dim``.

@@ -16,7 +16,7 @@ from common import arguments, plots
 from datasets.index_files import IndexFile, index_path, read_index_file
 from utils import InputError, atomic_write, int64_digest, log, run_cli
 
-CLASSIFIER_SETTINGS = ("recipe", "epochs", "batch_size", "lr")
+CLASSIFIER_SETTINGS = ("dataset", "mismatch", "recipe", "epochs", "batch_size", "lr")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     random = read_run(Path(args.random_dir)) if args.random_dir else []
     if random and random[0].split_digest != queried[0].split_digest:
         raise InputError(f"{args.random_dir} and {args.index_dir} are of different splits and cannot be compared")
-    accuracies = read_accuracies(Path(args.results)) if args.results else {}
+    accuracies = read_accuracies(Path(args.results), queried[0].strategy) if args.results else {}
     rows = [summarize(content, random, accuracies) for content in queried]
     log(format_table(rows))
     folder = Path(args.out_path or args.index_dir)
@@ -88,26 +88,27 @@ def read_run(folder: Path) -> list[IndexFile]:
     return files
 
 
-def read_accuracies(path: Path) -> dict[str, list[float]]:
-    """Last-epoch accuracies by digest of the labeled list, from the classifier's results.csv.
+def read_accuracies(path: Path, strategy: str) -> dict[str, list[float]]:
+    """Last-epoch accuracies of a strategy by digest of the labeled list, one per seed, from results.csv.
 
-    Where the file holds runs of several settings, those of its last row count.
+    Where the file holds runs of several settings, those of its last row count; of one seed's runs, the last.
 
     Raises:
         InputError: The file is missing or has other columns.
     """
     if not path.is_file():
         raise InputError(f"--results {path} does not exist; it is written by train_classifier/main.py")
+    accuracies: dict[str, dict[str, float]] = {}
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    accuracies: dict[str, list[float]] = {}
     try:
+        rows = [row for row in rows if row["strategy"] == strategy]
         for row in rows:
             if all(row[name] == rows[-1][name] for name in CLASSIFIER_SETTINGS):
-                accuracies.setdefault(row["index_digest"], []).append(float(row["accuracy"]))
+                accuracies.setdefault(row["index_digest"], {})[row["seed"]] = float(row["accuracy"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"--results {path} is no results.csv of the classifier ({error})") from None
-    return accuracies
+    return {digest: list(by_seed.values()) for digest, by_seed in accuracies.items()}
 
 
 def summarize(content: IndexFile, random: list[IndexFile], accuracies: dict[str, list[float]]) -> CycleSummary:

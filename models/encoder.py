@@ -38,7 +38,6 @@ class ContrastiveEncoder(nn.Module):
 
     def __init__(self, *, num_classes: int, shifts: int, simclr_dim: int = 128) -> None:
         super().__init__()
-        self.shifts = shifts
         self.linear = nn.Linear(self.feature_dim, num_classes)
         self.simclr_layer = nn.Sequential(
             nn.Linear(self.feature_dim, self.feature_dim), nn.ReLU(), nn.Linear(self.feature_dim, simclr_dim)

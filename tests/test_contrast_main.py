@@ -307,7 +307,18 @@ def test_mode_and_shift_must_belong_together(words, message, tmp_path):
 def test_a_folder_that_holds_a_run_is_refused(kept, finished, flags):
     (finished / ({"last.ckpt", "last.model"} - {kept}).pop()).unlink()
     before = (finished / kept).read_bytes()
-    with pytest.raises(InputError, match=rf"already holds a run \({kept}\): continue it with --resume_path .*run, or"):
+    with pytest.raises(InputError, match="already holds a run: continue it with --resume_path .*run, or"):
+        contrast_main.main(flags("semantic", logdir=finished))
+    assert (finished / kept).read_bytes() == before
+
+
+@pytest.mark.parametrize("kept", ["args.json", "log.jsonl"])
+def test_a_run_without_a_checkpoint_is_not_overwritten(kept, finished, flags):
+    for name in {"last.ckpt", "last.model", "args.json", "log.jsonl"} - {kept}:
+        (finished / name).unlink(missing_ok=True)
+    before = b"what an earlier run wrote"
+    (finished / kept).write_bytes(before)
+    with pytest.raises(InputError, match="ended before its first checkpoint: remove the folder, or give another"):
         contrast_main.main(flags("semantic", logdir=finished))
     assert (finished / kept).read_bytes() == before
 
@@ -344,7 +355,7 @@ def test_a_resume_in_the_other_mode_is_refused_by_name(finished, flags):
 def test_resume_path_must_hold_a_run_and_stands_for_logdir(finished, tmp_path, flags):
     with pytest.raises(InputError, match=r"--resume_path .*nowhere holds no last\.ckpt; name the folder of a run"):
         contrast_main.main(flags("semantic", resume_path=tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="continues a run in its own folder: leave --logdir out"):
+    with pytest.raises(InputError, match="continues a run in its own folder: leave --logdir and --suffix out"):
         contrast_main.main(flags("semantic", resume_path=finished, logdir=tmp_path / "elsewhere"))
 
 
@@ -527,8 +538,8 @@ def test_what_is_announced(tmp_path, flags, capsys):
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ({}, "logs/npz_0.4_resnet8_semantic_none"),
-        ({"suffix": "b"}, "logs/npz_0.4_resnet8_semantic_none_b"),
+        ({}, "logs/npz_0.4_resnet8_semantic_none_seed0"),
+        ({"suffix": "b"}, "logs/npz_0.4_resnet8_semantic_none_seed0_b"),
         ({"logdir": "model/semantic/"}, "model/semantic"),
         ({"logdir": "model/semantic", "suffix": "b"}, "model/semantic_b"),
     ],

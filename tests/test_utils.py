@@ -19,7 +19,6 @@ from utils import (
     InputError,
     RunLog,
     atomic_write,
-    file_digest,
     int64_digest,
     log,
     progress,
@@ -179,15 +178,6 @@ def test_int64_digest_widens_smaller_types_and_takes_strided_arrays():
 
 def test_int64_digest_of_nothing_is_that_of_no_bytes():
     assert int64_digest([]) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-
-
-def test_file_digest_reads_past_its_block_size(tmp_path):
-    content = bytes(range(256)) * 5000  # more than one block of 1 MiB
-    (tmp_path / "file").write_bytes(content)
-    assert file_digest(tmp_path / "file") == hashlib.sha256(content).hexdigest()
-
-
-# Seeds
 
 
 def test_set_seed_repeats_all_three_sources():

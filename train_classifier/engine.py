@@ -93,8 +93,9 @@ def train(
         Diverged: The loss is not finite.
         InputError: There are too few images.
     """
-    # Fused: the update of 11 M weights costs as much as the batch otherwise.
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr, fused=True)
+    # Fused: on a CPU the update of 11 M weights costs as much as the batch otherwise.
+    fused = True if data.labels.device.type == "cpu" else None
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr, fused=fused)
     accuracies = []
     # Some of the GPU's convolutions add up in varying order; without them a seed repeats to the bit.
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):

@@ -42,20 +42,24 @@ class SemanticObjective:
         augmentation: Of the views.
         temperature: Of NT-Xent.
         seed: Keys the views' draws, with epoch, image and view.
+        shift: Kind of the shifts.
+        sim_lambda: Weight of NT-Xent.
     """
 
     augmentation: Augmentation
     temperature: float = 0.5
     seed: int = 0
     shift: str = "none"
+    sim_lambda: float = 1.0
 
     def __call__(self, encoder: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss to minimise (the probe's included, whose features are detached) and what to log."""
         output = encoder(self.views(batch))
         similarity = nt_xent(gather_views(output.projection), temperature=self.temperature)
         probe, accuracy = self._probe(output.class_logits, batch.labels)
-        stats = {"loss": similarity, "loss_sim": similarity, "loss_probe": probe, "train_probe_accuracy": accuracy}
-        return similarity + probe, {name: value.detach() for name, value in stats.items()}
+        loss = self.sim_lambda * similarity
+        stats = {"loss": loss, "loss_sim": similarity, "loss_probe": probe, "train_probe_accuracy": accuracy}
+        return loss + probe, {name: value.detach() for name, value in stats.items()}
 
     def views(self, batch: Batch) -> Tensor:
         """(2 K B, 3, H, W): for each view, for each shift, the batch in order."""
@@ -95,7 +99,6 @@ class DistinctiveObjective(SemanticObjective):
     """
 
     shift: str = "rotation"
-    sim_lambda: float = 1.0
 
     def __call__(self, encoder: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss to minimise (the probe's included, whose features are detached) and what to log."""

@@ -70,11 +70,13 @@ class LARS(Optimizer):
 def build_optimizer(name: str, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float) -> Optimizer:
     """sgd (momentum 0.9), adam (betas 0.9, 0.999) or lars, over the parameters that require a gradient."""
     parameters = [p for p in parameters if p.requires_grad]
+    # None leaves the choice to torch: on GPUs it takes foreach, which does not insist on one memory layout.
+    fused = True if parameters[0].device.type == "cpu" else None
     if name == "adam":
-        return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=True)
+        return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=fused)
     if name == "lars":
         return LARS(parameters, lr=lr, weight_decay=weight_decay)
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=True)
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=fused)
 
 
 class _Decay(LRScheduler):

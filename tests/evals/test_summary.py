@@ -8,7 +8,7 @@ from datasets.index_files import IndexFile, write_index_file
 from evals import summary
 from utils import int64_digest, run_cli
 
-HEADER = "recipe,epochs,batch_size,lr,index_digest,accuracy\n"
+HEADER = "dataset,mismatch,strategy,recipe,epochs,batch_size,lr,seed,index_digest,accuracy\n"
 
 
 def write_run(folder, strategy, precisions, digest="d"):
@@ -32,11 +32,13 @@ def test_the_table_puts_together_what_the_files_hold(tmp_path, capsys):
     last = write_run(tmp_path / "ccal", "ccal", [90.0, 50.0])
     write_run(tmp_path / "random", "random", [20.0, 30.0])
     results = tmp_path / "results.csv"
+    first = int64_digest([1, 2])
     lines = [
-        f"proper,5,32,0.1,{int64_digest(last)},11",  # of other settings than the last row: not counted
-        f"proper,9,32,0.1,{int64_digest(last)},80",
-        f"proper,9,32,0.1,{int64_digest([1, 2])},70",
-        f"proper,9,32,0.1,{int64_digest(last)},84",
+        f"npz,0.5,ccal,proper,5,32,0.1,0,{int64_digest(last)},11",  # of other settings than the last row: not counted
+        f"npz,0.5,ccal,proper,9,32,0.1,0,{int64_digest(last)},80",
+        f"npz,0.5,ccal,proper,9,32,0.1,0,{first},70",
+        f"npz,0.5,ccal,proper,9,32,0.1,1,{int64_digest(last)},84",
+        f"npz,0.5,random,proper,9,32,0.1,0,{first},10",  # the same initial set under another strategy: not counted
     ]
     results.write_text(HEADER + "\n".join(lines) + "\n")
     argv = ["--index_dir", str(tmp_path / "ccal"), "--random_dir", str(tmp_path / "random"), "--results", str(results)]
@@ -57,7 +59,10 @@ def test_the_table_puts_together_what_the_files_hold(tmp_path, capsys):
         (lambda path: (path / "ccal" / "cycle_0.json").unlink(), "holds no cycle_0.json"),
         (lambda path: (path / "results.csv").unlink(), "does not exist"),
         (lambda path: (path / "results.csv").write_text("a,b\n1,2\n"), "no results.csv of the classifier"),
-        (lambda path: (path / "results.csv").write_text(HEADER + "proper,5,32,0.1,d,many\n"), "no results.csv"),
+        (
+            lambda path: (path / "results.csv").write_text(HEADER + "npz,0.5,ccal,proper,5,32,0.1,0,d,many\n"),
+            "no results.csv",
+        ),
         (lambda path: write_run(path / "random", "random", [10.0], digest="other"), "different splits"),
     ],
 )

@@ -13,6 +13,7 @@ from models.transform_layers import (
     Augmentation,
     adjust_contrast,
     adjust_hsv,
+    check_shift,
     color_jitter,
     crop_and_resize,
     draw_boxes,
@@ -22,6 +23,7 @@ from models.transform_layers import (
     shift_images,
     to_gray,
 )
+from utils import InputError
 
 
 @pytest.fixture(scope="module")
@@ -492,3 +494,16 @@ def test_real_images_have_the_originals_statistics(shared):
     assert out.min() >= 0 and out.max() <= 1 + 1e-6
     assert out.mean(dim=(0, 2, 3)).tolist() == pytest.approx([0.479, 0.467, 0.440], abs=0.03)
     assert out.transpose(0, 1).flatten(1).std(1).tolist() == pytest.approx([0.246, 0.244, 0.253], abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "fits"), [("rotation", (4, 6), False), ("rotation", (4, 4), True), ("cutperm", (4, 6), True)]
+)
+def test_quarter_turns_need_square_images(kind, size, fits):
+    if fits:
+        check_shift(kind, size)
+        shapes = {shift_images(torch.zeros(1, 3, *size), kind, number).shape for number in range(4)}
+        assert len(shapes) == 1
+    else:
+        with pytest.raises(InputError, match="needs square images, got 4x6"):
+            check_shift(kind, size)
