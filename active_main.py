@@ -183,7 +183,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
 
 
 def clear_folder(folder: Path) -> None:
-    """Makes the index folder and removes an earlier query's files, once there are others to put in their place."""
+    """Makes the index folder without an earlier query's files; called when all that the new one reads is checked."""
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         for pattern in ("cycle_*.json", "scores/cycle_*.npz", "scores/cycle_*.png"):

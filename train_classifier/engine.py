@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.transform_layers import horizontal_flip
 from utils import Diverged, InputError, progress
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -64,11 +65,6 @@ def normalize(images: Tensor) -> Tensor:
 def _channel_constants(device: torch.device) -> tuple[Tensor, Tensor]:
     # Kept per device: a copy from the host at every step would make the GPU wait for it.
     return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-
-
-def mirror(images: Tensor, flips: Tensor) -> Tensor:
-    """Mirrors left and right those images, (B, C, H, W), for which ``flips``, bool (B,), is True."""
-    return torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -146,7 +142,7 @@ def train_one_epoch(
         raise InputError(f"training needs two images or more in a batch; got {count} images in batches of {batch_size}")
     losses = []
     for indices, flip in batches:
-        logits = network(normalize(mirror(data.images[indices], flip)))
+        logits = network(normalize(horizontal_flip(data.images[indices], flip)))
         loss = nn.functional.cross_entropy(logits, data.labels[indices])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -7,13 +7,13 @@ import torch
 import torchvision
 from torch import nn
 
+from models.transform_layers import horizontal_flip
 from train_classifier import engine
 from train_classifier.engine import (
     LabeledImages,
     Settings,
     epoch_generator,
     evaluate,
-    mirror,
     normalize,
     train,
     train_one_epoch,
@@ -80,7 +80,7 @@ def test_normalize_by_hand():
 
 def test_mirror_is_exact_and_per_image():
     images = torch.arange(12, dtype=torch.uint8).view(2, 1, 2, 3)
-    flipped = mirror(images, torch.tensor([True, False]))
+    flipped = horizontal_flip(images, torch.tensor([True, False]))
     assert flipped[0, 0].tolist() == [[2, 1, 0], [5, 4, 3]]
     assert torch.equal(flipped[1], images[1])
 
