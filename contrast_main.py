@@ -16,20 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common import arguments, checkpoint, distributed
+from common import acceleration, arguments, checkpoint, distributed
+from common.acceleration import Precision
 from datasets import load_data_and_split
 from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
-from training.engine import Objective, probe_accuracy, steps_per_epoch, train_one_epoch
+from training.engine import Forward, Objective, make_forward, probe_accuracy, steps_per_epoch, train_one_epoch
 from training.objectives import DistinctiveObjective, SemanticObjective
 from training.optim import LearningRate, build_optimizer
 from utils import LOG_FILE, InputError, RunLog, log, require_writable, run_cli, set_seed
 
-RESUME_VERSION = 1
+RESUME_VERSION = 2  # 1: the order of an epoch was drawn on the CPU
 # Arguments that may differ when a run is resumed: none is part of the recipe (another device only rounds differently).
 FREE_ON_RESUME = {
-    "data_path", "debug", "device", "error_step", "local_rank", "logdir", "no_strict", "parallel", "resume_path",
-    "save_step", "suffix",
+    "compile", "data_path", "debug", "device", "error_step", "local_rank", "logdir", "no_strict", "parallel",
+    "resume_path", "save_step", "suffix",
 }  # fmt: skip
 
 
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_encoder_args(parser)
     arguments.add_augmentation_args(parser)
     arguments.add_process_args(parser)
+    arguments.add_precision_args(parser)
     return parser
 
 
@@ -51,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = run_folder(args.logdir, args.resume_path, args.suffix, settings)
     with distributed.session(args.device) as device:
         set_seed(args.seed)
+        acceleration.keep_freed_memory()
+        precision = Precision.resolve(args.precision, device)
+        precision.apply_to_products()
+        settings["precision"] = precision.name
+        compiled = acceleration.wants_compilation(args.compile, device, processes=distributed.world_size())
         data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
         check_shift(args.shift_trans_type, data.image_size)
         images, labels = to_device(data.train_images, data.train_labels, device)
@@ -74,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             shift=args.shift_trans_type,
             sim_lambda=args.sim_lambda,
             seed=args.seed,
+            precision=precision,
         )
         main_parameters = [p for name, p in encoder.named_parameters() if not name.startswith("linear.")]
         optimizer = build_optimizer(args.optimizer, main_parameters, lr=args.lr_init, weight_decay=args.weight_decay)
@@ -102,13 +110,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoint.write_args(folder, settings, split_digest=split.digest, processes=distributed.world_size())
         announce(settings, count=len(indices), steps=steps, device=device, folder=folder, done=done)
 
+        forward = make_forward(model, objective, images, labels)
+        if compiled:
+            forward = compile_forward(forward, encoder, indices[: args.batch_size])
         run_log = RunLog(folder, enabled=distributed.is_main(), done=done)
         for epoch in range(done + 1, args.epochs + 1):
             stats = train_one_epoch(
                 model,
-                objective,
-                images,
-                labels,
+                forward,
                 indices,
                 optimizers=optimizers,
                 learning_rate=learning_rate,
@@ -118,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             last = epoch == args.epochs
             if distributed.is_main() and (last or epoch % args.error_step == 0):
-                stats["test_probe_accuracy"] = probe_accuracy(encoder, test_images, test_labels)
+                stats["test_probe_accuracy"] = probe_accuracy(encoder, test_images, test_labels, precision=precision)
             run_log.write(epoch, stats)
             log(epoch_line(epoch, args.epochs, stats))
             if last or epoch % args.save_step == 0:
@@ -195,12 +204,33 @@ def to_device(images: np.ndarray, labels: np.ndarray, device: torch.device) -> t
 
 
 def build_objective(
-    mode: str, *, augmentation: Augmentation, temperature: float, shift: str, sim_lambda: float, seed: int
+    mode: str,
+    *,
+    augmentation: Augmentation,
+    temperature: float,
+    shift: str,
+    sim_lambda: float,
+    seed: int,
+    precision: Precision,
 ) -> Objective:
     """SimCLR for ``semantic``, CSI for ``distinctive``."""
-    if mode == "semantic":
-        return SemanticObjective(augmentation, temperature=temperature, seed=seed, sim_lambda=sim_lambda)
-    return DistinctiveObjective(augmentation, temperature=temperature, seed=seed, shift=shift, sim_lambda=sim_lambda)
+    kind = SemanticObjective if mode == "semantic" else DistinctiveObjective
+    return kind(
+        augmentation, temperature=temperature, seed=seed, shift=shift, sim_lambda=sim_lambda, precision=precision
+    )
+
+
+def compile_forward(forward: Forward, encoder: nn.Module, chosen: Tensor) -> Forward:
+    """The forward pass compiled for batches like ``chosen``, or as it is where that fails."""
+    log("compiling the training step, once, for about a minute")
+    encoder.train()
+    return acceleration.compile_step(
+        forward,
+        (chosen, torch.ones((), dtype=torch.int64, device=chosen.device)),
+        parameters=encoder.parameters(),
+        buffers=encoder.buffers(),
+        device=chosen.device,
+    )
 
 
 def last_position(epoch: int, steps: int) -> float:
@@ -289,7 +319,8 @@ def announce(
     batch = settings["batch_size"] * processes
     log(
         f"{settings['mode']} encoder {settings['model']} on {settings['dataset']}: {count} images, {steps} steps per "
-        f"epoch, epochs {done + 1} to {settings['epochs']}, {processes} process(es) on {device.type}"
+        f"epoch, epochs {done + 1} to {settings['epochs']}, {processes} process(es) on {device.type}, "
+        f"{settings['precision']}"
     )
     log(
         f"effective batch {batch} images ({settings['batch_size']} per process; the paper's recipe is 128), learning "

@@ -121,6 +121,17 @@ def add_process_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_precision_args(parser: argparse.ArgumentParser) -> None:
+    """The number format of the encoders."""
+    group = parser.add_argument_group("speed")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "tf32", "bf16"),
+        default="auto",
+        help="number format of the encoder's products; auto: bf16 where the hardware computes it natively, else fp32",
+    )
+
+
 def add_encoder_args(parser: argparse.ArgumentParser) -> None:
     """What the two encoders look like."""
     group = parser.add_argument_group("encoder")
@@ -167,6 +178,12 @@ def add_contrast_args(parser: argparse.ArgumentParser) -> None:
         "--warmup", type=natural, default=10, metavar="EPOCHS", help="epochs of warm-up; 0 starts at the peak"
     )
     group.add_argument("--weight_decay", type=number(float, 0), default=1e-6, help="on every parameter")
+    group.add_argument(
+        "--compile",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="torch.compile, with CUDA graphs on a GPU; auto: on for one process on a GPU, else off",
+    )
     group = parser.add_argument_group("run")
     group.add_argument("--logdir", help="folder of the run (default: logs/ and a name made of the settings)")
     group.add_argument("--suffix", default="", help="appended to the folder's name")

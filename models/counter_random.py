@@ -8,8 +8,12 @@ Flood, OOPSLA 2014), applied once per part of the key. torch and NumPy have no g
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+Number = TypeVar("Number", int, Tensor)
 
 
 def _signed(value: int) -> int:
@@ -23,15 +27,44 @@ SECOND = _signed(0x94D049BB133111EB)
 MANTISSA_BITS = 24  # a float32 holds them exactly
 
 
-def _shift_right(x: Tensor, bits: int) -> Tensor:
+def _shift_right(x: Number, bits: int) -> Number:
     """Logical shift of int64, for which torch only has the arithmetic one."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift_right(x, 30)) * FIRST
-    x = (x ^ _shift_right(x, 27)) * SECOND
+def _mix(x: Number) -> Number:
+    x = _wrap((x ^ _shift_right(x, 30)) * FIRST)
+    x = _wrap((x ^ _shift_right(x, 27)) * SECOND)
     return x ^ _shift_right(x, 31)
+
+
+def _wrap(x: Number) -> Number:
+    """A product or sum in 64 bits: tensors wrap by themselves, Python's whole numbers have no end."""
+    return x if isinstance(x, Tensor) else _signed(x)
+
+
+# Opaque to torch.compile, whose whole numbers do not wrap at 64 bits (Inductor folds an arange's products exactly).
+@torch.library.custom_op("ccal::hash_part", mutates_args=())
+def _hash_part(keys: Tensor, part: Tensor) -> Tensor:
+    # The multiplication keeps the parts apart: without it a seed and a part that are equal would cancel out.
+    return _mix((keys * FIRST ^ _mix(part + GOLDEN)) + GOLDEN)
+
+
+@_hash_part.register_fake
+def _(keys: Tensor, part: Tensor) -> Tensor:
+    return torch.empty(torch.broadcast_shapes(keys.shape, part.shape), dtype=torch.int64, device=part.device)
+
+
+@torch.library.custom_op("ccal::uniform", mutates_args=())
+def _uniform(keys: Tensor, draws: int) -> Tensor:
+    counters = torch.arange(1, draws + 1, device=keys.device) * GOLDEN
+    bits = _shift_right(_mix(keys[..., None] + counters), 64 - MANTISSA_BITS)
+    return bits.float() * 2.0**-MANTISSA_BITS
+
+
+@_uniform.register_fake
+def _(keys: Tensor, draws: int) -> Tensor:
+    return torch.empty((*keys.shape, draws), dtype=torch.float32, device=keys.device)
 
 
 def make_keys(seed: int, *parts: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -45,18 +78,21 @@ def make_keys(seed: int, *parts: int | Tensor, device: torch.device | str = "cpu
     Returns:
         int64 keys of the broadcast shape.
     """
-    tensors = [part for part in parts if isinstance(part, Tensor)]
-    device = tensors[0].device if tensors else torch.device(device)
-    keys = _mix(torch.tensor(_signed(seed), device=device) + GOLDEN)
+    # Whole numbers are hashed by Python: as tensors each would be a copy to the device, for which the host waits.
+    keys: int | Tensor = _mix(_signed(seed + GOLDEN))
     for part in parts:
-        part = part if isinstance(part, Tensor) else torch.tensor(_signed(part), device=device)
-        # The multiplication keeps the parts apart: without it a seed and a part that are equal would cancel out.
-        keys = _mix((keys * FIRST ^ _mix(part + GOLDEN)) + GOLDEN)
-    return keys
+        if isinstance(keys, int) and isinstance(part, int):
+            keys = _mix(_signed((_signed(keys * FIRST) ^ _mix(_signed(part + GOLDEN))) + GOLDEN))
+            continue
+        place = part.device if isinstance(part, Tensor) else keys.device
+        keys, part = (
+            x if isinstance(x, Tensor) else torch.full((), _signed(x), dtype=torch.int64, device=place)
+            for x in (keys, part)
+        )
+        keys = _hash_part(keys, part)
+    return keys if isinstance(keys, Tensor) else torch.full((), keys, dtype=torch.int64, device=device)
 
 
 def uniform(keys: Tensor, draws: int) -> Tensor:
     """Uniform float32 numbers in [0, 1), ``draws`` per key: (...) to (..., draws)."""
-    counters = torch.arange(1, draws + 1, device=keys.device) * GOLDEN
-    bits = _shift_right(_mix(keys[..., None] + counters), 64 - MANTISSA_BITS)
-    return bits.float() * 2.0**-MANTISSA_BITS
+    return _uniform(keys, draws)

@@ -83,7 +83,7 @@ def rgb_to_hsv(images: Tensor) -> Tensor:
 def hsv_to_rgb(hsv: Tensor) -> Tensor:
     """The hexagon formula: n = 5, 3, 1; k = (n + 6H) mod 6; V - V S clamp(min(k, 4 - k), 0, 1)."""
     hue, saturation, value = hsv.unbind(1)
-    n = torch.tensor([5.0, 3.0, 1.0], device=hsv.device, dtype=hsv.dtype)[:, None, None]
+    n = torch.arange(5, 0, -2, device=hsv.device, dtype=hsv.dtype)[:, None, None]  # a constant would be a copy
     k = (n + 6 * hue[:, None]) % 6
     return value[:, None] - (value * saturation)[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
@@ -116,8 +116,8 @@ def color_jitter(
 
 def to_gray(images: Tensor, mask: Tensor) -> Tensor:
     """Replaces the channels by their luma (ITU-R BT.601) where the mask (B,) is set."""
-    weights = torch.tensor(GRAY_WEIGHTS, device=images.device, dtype=images.dtype)[:, None, None]
-    gray = (images * weights).sum(1, keepdim=True)
+    red, green, blue = (weight * images[:, channel] for channel, weight in enumerate(GRAY_WEIGHTS))
+    gray = (red + green + blue)[:, None]
     return torch.where(mask[:, None, None, None], gray, images)
 
 

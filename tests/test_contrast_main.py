@@ -15,6 +15,7 @@ import torch
 
 import contrast_main
 from common import checkpoint
+from common.acceleration import Precision
 from utils import InputError, run_cli
 
 MODES = {
@@ -365,7 +366,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(finished, flags):
     with pytest.raises(InputError, match="damaged or no checkpoint"):
         contrast_main.main(flags("semantic", resume_path=finished))
     resume_file.write_bytes((finished / "last.model").read_bytes())
-    with pytest.raises(InputError, match="is no resume checkpoint of format version 1"):
+    with pytest.raises(InputError, match="is no resume checkpoint of format version 2"):
         contrast_main.main(flags("semantic", resume_path=finished))
 
 
@@ -527,7 +528,8 @@ def test_what_is_announced(tmp_path, flags, capsys):
     contrast_main.main(flags("semantic", logdir=tmp_path / "run", epochs=1))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
-        f"semantic encoder resnet8 on npz: {COUNT} images, 3 steps per epoch, epochs 1 to 1, 1 process(es) on cpu"
+        f"semantic encoder resnet8 on npz: {COUNT} images, 3 steps per epoch, epochs 1 to 1, 1 process(es) on cpu, "
+        f"{Precision.resolve('auto', torch.device('cpu')).name}"
     )
     assert lines[1].startswith("effective batch 16 images (16 per process; the paper's recipe is 128), learning rate")
     assert lines[2] == f"run folder {tmp_path / 'run'}"

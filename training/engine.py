@@ -10,15 +10,33 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common import distributed
+from common.acceleration import FP32, Precision
 from models.counter_random import make_keys
 from training.objectives import Batch
 from training.optim import LearningRate
-from utils import AverageMeter, Diverged, InputError, progress
+from utils import Diverged, InputError, progress
 
 ORDER = 2  # the purpose part of a key
-CHECK_EVERY = 50  # steps between looks at the loss on a GPU, where each look makes the host wait
 
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
+# From the indices of a step's images, (B,), and the epoch, int64 (), to the loss and what to log.
+Forward = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+
+
+def make_forward(encoder: nn.Module, objective: Objective, images: Tensor, labels: Tensor) -> Forward:
+    """A step's forward pass, from the choice of images to the loss, as one function that can be compiled.
+
+    Args:
+        encoder: Wrapped for several processes.
+        objective: Semantic or distinctive.
+        images: All train images, uint8 (M, 3, H, W), on the device.
+        labels: Of all train images, (M,).
+    """
+
+    def forward(chosen: Tensor, epoch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return objective(encoder, Batch(images[chosen].float() / 255, labels[chosen], chosen, epoch))
+
+    return forward
 
 
 def steps_per_epoch(count: int, *, batch_size: int, processes: int) -> int:
@@ -48,8 +66,8 @@ def epoch_batches(
     Yields:
         Indices, (B,).
     """
-    order_seed = int(make_keys(seed, ORDER, epoch)) % 2**63
-    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(order_seed)).to(indices.device)
+    # Sorting keys shuffles on the device, without a copy for which the host would wait.
+    order = make_keys(seed, ORDER, epoch, torch.arange(len(indices), device=indices.device)).argsort(stable=True)
     if processes > 1:
         share = -(-len(indices) // processes)
         filled = order.repeat(-(-share * processes // len(order)))[: share * processes]
@@ -64,9 +82,7 @@ def epoch_batches(
 
 def train_one_epoch(
     encoder: nn.Module,
-    objective: Objective,
-    images: Tensor,
-    labels: Tensor,
+    forward: Forward,
     indices: Tensor,
     *,
     optimizers: tuple[Optimizer, ...],
@@ -75,15 +91,13 @@ def train_one_epoch(
     epoch: int,
     seed: int,
 ) -> dict[str, float]:
-    """Trains for one epoch.
+    """One pass over the images. On a GPU the host only hands out work: it waits once, at the end.
 
     Args:
-        encoder: The model, wrapped where there are several processes.
-        objective: Gives loss and statistics of a batch.
-        images: uint8, (N, 3, H, W), on the training device.
-        labels: (N,), there too.
-        indices: The images to train on, there too.
-        optimizers: The encoder's and the probe's.
+        encoder: What ``forward`` trains; it is put into train mode.
+        forward: See make_forward.
+        indices: Training images, (N,), on the device.
+        optimizers: Stepped in turn after each backward pass.
         learning_rate: Set after each update.
         batch_size: Per process.
         epoch: From 1.
@@ -93,58 +107,73 @@ def train_one_epoch(
         Averages of the statistics over the epoch, ``lr`` and ``images_per_second`` (all processes together).
 
     Raises:
-        Diverged: The loss is not finite; the message names epoch, step and learning rate.
+        Diverged: The loss is not finite; the message names epoch, step and learning rate. A CPU stops before that
+            step's update, a GPU at the end of the epoch.
     """
     encoder.train()
-    processes = distributed.world_size()
+    device, processes = indices.device, distributed.world_size()
     steps = steps_per_epoch(len(indices), batch_size=batch_size, processes=processes)
     batches = epoch_batches(
         indices, batch_size=batch_size, rank=distributed.rank(), processes=processes, seed=seed, epoch=epoch
     )
-    meter, seen, start = AverageMeter(), 0, time.perf_counter()
-    first_bad = torch.full((), -1, device=images.device)
-    bar = progress(batches, description=f"epoch {epoch}", total=steps, unit="step")
-    for step, chosen in enumerate(bar):
-        batch = Batch(images[chosen].float() / 255, labels[chosen], chosen, epoch)
-        loss, stats = objective(encoder, batch)
-        first_bad = torch.where((first_bad < 0) & ~loss.detach().isfinite(), step, first_bad)
-        if images.device.type == "cpu" or step % CHECK_EVERY == 0:
-            _stop_if_bad(first_bad, epoch=epoch, lr=learning_rate.value)
+    number = torch.full((), epoch, dtype=torch.int64, device=device)
+    record, sizes, names, start = [], [], (), time.perf_counter()
+    for step, chosen in enumerate(progress(batches, description=f"epoch {epoch}", total=steps, unit="step")):
+        loss, stats = forward(chosen, number)
+        names = tuple(stats)
+        record.append(torch.stack([loss.detach(), *stats.values()]))
+        sizes.append(len(chosen))
+        if device.type == "cpu" and not loss.isfinite():
+            break
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
         learning_rate.set(epoch - 1 + step / steps)
-        meter.update(stats, len(chosen))
-        seen += len(chosen) * processes
-    _stop_if_bad(first_bad, epoch=epoch, lr=learning_rate.value)
-    averages = distributed.mean_over_processes(meter.averages(), images.device)
+    values = torch.stack(record).double().cpu()  # (steps, 1 + statistics); here the host waits for the GPU
+    _stop_if_bad(values[:, 0], epoch=epoch, steps=steps, learning_rate=learning_rate)
+    weights = torch.tensor(sizes, dtype=torch.float64)
+    means = (weights @ values[:, 1:] / weights.sum()).tolist()
+    averages = distributed.mean_over_processes(dict(zip(names, means, strict=True)), device)
     seconds = time.perf_counter() - start
+    seen = sum(sizes) * processes
     return {**averages, "lr": learning_rate.value, "images_per_second": seen / seconds, "seconds": seconds}
 
 
-def _stop_if_bad(first_bad: Tensor, *, epoch: int, lr: float) -> None:
-    step = int(first_bad)
-    if step >= 0:
+def _stop_if_bad(losses: Tensor, *, epoch: int, steps: int, learning_rate: LearningRate) -> None:
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        learning_rate.set(max(0.0, epoch - 1 + (step - 1) / steps))  # the rate of that step's update
         raise Diverged(
-            f"the loss is not finite at epoch {epoch}, step {step}, learning rate {lr:.4g}; "
+            f"the loss is not finite at epoch {epoch}, step {step}, learning rate {learning_rate.value:.4g}; "
             "lower --lr_init, or raise --warmup or --temperature (the last checkpoint is from before)"
         )
 
 
 @torch.no_grad()
-def probe_accuracy(encoder: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 500) -> float:
+def probe_accuracy(
+    encoder: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    precision: Precision = FP32,
+    batch_size: int = 500,
+) -> float:
     """Accuracy of the linear probe in percent, over all classes, on images as they are (no augmentation).
 
     Args:
         encoder: The bare model.
         images: uint8, (M, 3, H, W).
         labels: (M,).
+        precision: Of the encoder's pass.
+        batch_size: Images per pass.
     """
     encoder.eval()
     hits = torch.zeros((), dtype=torch.int64, device=images.device)
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
-        hits += (encoder(images[part].float() / 255).class_logits.argmax(1) == labels[part]).sum()
+        output = precision.encode(encoder, images[part].float() / 255)
+        hits += (output.class_logits.argmax(1) == labels[part]).sum()
     return 100 * int(hits) / len(images)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import distributed
+from common.acceleration import FP32, Precision
 from models.counter_random import make_keys
 from models.transform_layers import SHIFT_COUNTS, Augmentation, shift_images
 from training.losses import nt_xent
@@ -25,13 +26,13 @@ class Batch(NamedTuple):
         images: (B, 3, H, W) in [0, 1].
         labels: All-class labels for the probe, (B,); -1 where there is none.
         indices: Data set indices, (B,); they key the augmentation.
-        epoch: From 1.
+        epoch: From 1; as a tensor on the device, int64 (), it may change without a compiled step being compiled anew.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
-    epoch: int
+    epoch: int | Tensor
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class SemanticObjective:
         seed: Keys the views' draws, with epoch, image and view.
         shift: Kind of the shifts.
         sim_lambda: Weight of NT-Xent.
+        precision: Of the encoder's pass; augmentation and losses are float32.
     """
 
     augmentation: Augmentation
@@ -51,10 +53,11 @@ class SemanticObjective:
     seed: int = 0
     shift: str = "none"
     sim_lambda: float = 1.0
+    precision: Precision = FP32
 
     def __call__(self, encoder: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss to minimise (the probe's included, whose features are detached) and what to log."""
-        output = encoder(self.views(batch))
+        output = self.precision.encode(encoder, self.views(batch))
         similarity = nt_xent(gather_views(output.projection), temperature=self.temperature)
         probe, accuracy = self._probe(output.class_logits, batch.labels)
         loss = self.sim_lambda * similarity
@@ -102,7 +105,7 @@ class DistinctiveObjective(SemanticObjective):
 
     def __call__(self, encoder: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss to minimise (the probe's included, whose features are detached) and what to log."""
-        output = encoder(self.views(batch))
+        output = self.precision.encode(encoder, self.views(batch))
         similarity = nt_xent(gather_views(output.projection), temperature=self.temperature)
         shifts = SHIFT_COUNTS[self.shift]
         targets = torch.arange(shifts, device=batch.labels.device).repeat_interleave(len(batch.labels)).repeat(2)
@@ -122,5 +125,5 @@ class DistinctiveObjective(SemanticObjective):
 
 def gather_views(projection: Tensor) -> Tensor:
     """Unit-norm projections of all processes, (2N, D) here to (2 N W, D): rows i and i + N W are two views."""
-    views = F.normalize(projection.float(), dim=1).view(2, -1, projection.shape[1])
+    views = F.normalize(projection, dim=1).view(2, -1, projection.shape[1])
     return distributed.all_gather(views, dim=1).flatten(0, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import ContrastiveEncoder
-from training.engine import epoch_batches, probe_accuracy, steps_per_epoch, train_one_epoch
+from training.engine import epoch_batches, make_forward, probe_accuracy, steps_per_epoch, train_one_epoch
 from utils import InputError
 
 
@@ -137,7 +137,7 @@ def run_epoch(objective, *, images=None, labels=None, indices=None, batch_size=4
     rate = settings.pop("rate", Rate())
     indices = torch.arange(len(images)) if indices is None else indices
     return train_one_epoch(
-        encoder, objective, images, labels, indices,
+        encoder, make_forward(encoder, objective, images, labels), indices,
         optimizers=optimizers, learning_rate=rate, batch_size=batch_size, epoch=epoch, seed=0,
     )  # fmt: skip
 
@@ -152,7 +152,7 @@ def test_the_objective_gets_the_chosen_images_scaled_with_labels_indices_and_epo
         return encoder(batch.images).class_logits.sum(), {"loss": torch.tensor(1.0)}
 
     run_epoch(objective, images=images, labels=labels, indices=indices, batch_size=2)
-    assert [batch.epoch for batch in seen] == [3, 3, 3]
+    assert [int(batch.epoch) for batch in seen] == [3, 3, 3]
     chosen = torch.cat([batch.indices for batch in seen])
     assert sorted(chosen.tolist()) == sorted(indices.tolist())
     assert torch.equal(torch.cat([batch.images for batch in seen]), images[chosen].float() / 255)
