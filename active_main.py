@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -11,14 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from common import arguments, checkpoint, distributed, plots
+from common.acceleration import Precision
 from datasets import load_data_and_split
 from datasets.base import Dataset
 from datasets.index_files import IndexFile, default_index_dir, index_path, write_index_file
 from datasets.split import Split
+from evals import feature_cache
 from evals.cycles import Cycle, best_utility, query_cycles
-from evals.features import FeatureBank, extract_features
+from evals.features import Extraction, FeatureBank, extract_features
 from evals.metrics import describe
 from evals.query import STRATEGIES
 from models import build_encoder
@@ -26,6 +30,7 @@ from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from utils import InputError, atomic_write, log, require_writable, run_cli, set_seed
 
 ROOT = Path(__file__).resolve().parent
+CPU_BATCH, GPU_BATCH = 100, 1000  # images per forward batch where --test_batch_size is not given
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_encoder_args(parser)
     arguments.add_augmentation_args(parser)
     arguments.add_process_args(parser)
+    arguments.add_precision_args(parser)
     return parser
 
 
@@ -51,41 +57,55 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with distributed.session(args.device) as device:
         set_seed(args.seed)
+        precision = Precision.resolve(args.precision, device)
+        precision.apply_to_products()
         data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
         if "distinctive" in strategy.needs:
             check_shift(args.shift_trans_type, data.image_size)
         check_budget(split, data.train_labels, target=args.target, needs=strategy.needs)
         check_folder(folder, overwrite=args.overwrite)
 
-        images = torch.from_numpy(data.train_images).to(device).permute(0, 3, 1, 2).contiguous()
-        banks: dict[str, FeatureBank] = {}
+        views = Extraction(
+            augmentation=Augmentation(args.resize_factor, args.resize_fix),
+            views=args.ood_samples,
+            shift="none",
+            shift_numbers=(0,),
+            seed=args.seed,
+            batch_size=args.test_batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH),
+            precision=precision,
+        )
+        how = {name: with_shift(views, shifts[name]) for name in strategy.needs}
         for name in strategy.needs:
-            encoder = build_encoder(
-                args.model, num_classes=data.num_classes, shifts=SHIFT_COUNTS[shifts[name]], simclr_dim=args.simclr_dim
-            ).to(device, memory_format=torch.channels_last)
             expected = {"mode": name, "dataset": args.dataset, "model": args.model, "shift_trans_type": shifts[name]}
             checkpoint.check_run(paths[name], split_digest=split.digest, expected=expected)
-            checkpoint.load_weights(paths[name], encoder, strict=not args.no_strict)
-            start = time.perf_counter()
-            banks[name] = extract_features(
-                encoder,
-                images,
-                np.concatenate([split.unlabeled, split.labeled]),
-                augmentation=Augmentation(args.resize_factor, args.resize_fix),
-                views=args.ood_samples,
-                shift=shifts[name],
-                shift_numbers=tuple(range(SHIFT_COUNTS[shifts[name]])),
-                seed=args.seed,
-                batch_size=args.test_batch_size,
-                name=f"{name} features",
+        encoders = {
+            name: load_encoder(
+                paths[name],
+                args.model,
+                num_classes=data.num_classes,
+                shifts=SHIFT_COUNTS[shifts[name]],
+                simclr_dim=args.simclr_dim,
+                strict=not args.no_strict,
+                device=device,
             )
-            seconds = time.perf_counter() - start
-            log(f"{name} features of {len(banks[name].indices)} images: {seconds:.1f} s ({paths[name]})")
+            for name in strategy.needs
+        }
+        banks = feature_banks(
+            encoders,
+            data.train_images,
+            np.sort(np.concatenate([split.unlabeled, split.labeled])),
+            how,
+            checkpoints=paths,
+            cache=args.feature_cache and Path(args.feature_cache),
+            dtype=args.feature_dtype,
+            device=device,
+        )
 
         record = {
             name: getattr(args, name)
-            for name in ("k", "t", "target", "ood_samples", "resize_factor", "resize_fix", "seed")
+            for name in ("k", "t", "target", "ood_samples", "resize_factor", "resize_fix", "seed", "feature_dtype")
         }
+        record["precision"] = precision.name
         record["checkpoints"] = {name: str(paths[name]) for name in strategy.needs}
         clear_folder(folder)
         write_cycle(folder, data, split, strategy=args.strategy, settings=record)
@@ -99,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             k=args.k,
             t=args.t,
             seed=args.seed,
+            device=device,
         ):
             log(cycle_line(cycle, data.class_names))
             if args.print_score:
@@ -143,6 +164,71 @@ def shifts_of(needs: Sequence[str], shift_trans_type: str) -> dict[str, str]:
             "the distinctive encoder needs --shift_trans_type rotation or cutperm (as in its training), not none"
         )
     return {"semantic": "none", "distinctive": shift_trans_type}
+
+
+def with_shift(views: Extraction, shift: str) -> Extraction:
+    """The same extraction for all copies of a kind of shift."""
+    return dataclasses.replace(views, shift=shift, shift_numbers=tuple(range(SHIFT_COUNTS[shift])))
+
+
+def load_encoder(
+    path: Path, model: str, *, num_classes: int, shifts: int, simclr_dim: int, strict: bool, device: torch.device
+) -> nn.Module:
+    """An encoder with a checkpoint's weights."""
+    encoder = build_encoder(model, num_classes=num_classes, shifts=shifts, simclr_dim=simclr_dim)
+    checkpoint.load_weights(path, encoder, strict=strict)
+    return encoder.to(device, memory_format=torch.channels_last)
+
+
+def feature_banks(
+    encoders: dict[str, nn.Module],
+    train_images: np.ndarray,
+    indices: np.ndarray,
+    how: dict[str, Extraction],
+    *,
+    checkpoints: dict[str, Path],
+    cache: Path | None,
+    dtype: str,
+    device: torch.device,
+) -> dict[str, FeatureBank]:
+    """Every encoder's features, once for all cycles; those that the cache holds are not extracted again.
+
+    Args:
+        encoders: By name.
+        train_images: uint8, (M, H, W, 3).
+        indices: Images to encode, ascending, (N,).
+        how: Settings by encoder.
+        checkpoints: Files by encoder, for the cache's record.
+        cache: Folder of kept features, or None.
+        dtype: ``float32`` or ``float16``, in which features are kept.
+        device: Of the encoders.
+
+    Raises:
+        InputError: The cache holds features of something else.
+    """
+    banks: dict[str, FeatureBank] = {}
+    records: dict[str, dict[str, Any]] = {}
+    if cache is not None:
+        require_writable(cache, "--feature_cache")
+        for name in encoders:
+            records[name] = feature_cache.describe(checkpoints[name], train_images, indices, how[name], dtype=dtype)
+            if found := feature_cache.find(cache, name, records[name], indices):
+                banks[name] = found
+                log(f"{name} features of {len(indices)} images: kept from {cache}")
+        distributed.barrier()  # every process has looked before the first one writes
+    if len(banks) == len(encoders):
+        return banks
+    images = torch.from_numpy(train_images).to(device).permute(0, 3, 1, 2).contiguous()
+    for name in encoders.keys() - banks.keys():
+        start, encoder = time.perf_counter(), encoders[name]
+        if cache is not None:
+            banks[name] = feature_cache.make(cache, name, records[name], encoder, images, indices, how[name])
+        else:
+            bank = extract_features(encoder, images, indices, how[name], name=f"{name} features")
+            banks[name] = FeatureBank(indices, feature_cache.narrowed(bank.features, dtype))
+        seconds = time.perf_counter() - start
+        log(f"{name} features of {len(indices)} images: {seconds:.1f} s ({checkpoints[name]})")
+    return banks
 
 
 def check_budget(split: Split, labels: np.ndarray, *, target: int, needs: Sequence[str]) -> None:

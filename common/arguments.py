@@ -240,8 +240,20 @@ def add_query_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--test_batch_size",
         type=positive_int,
-        default=100,
-        help="images per batch; a forward pass has all their shifts",
+        metavar="IMAGES",
+        help="images per batch; a forward pass has all their shifts (default: 100 on a CPU, 1000 on a GPU)",
+    )
+    group.add_argument(
+        "--feature_cache",
+        metavar="DIR",
+        help="keep the features there, memory-mapped, and use them again where checkpoint, images and settings are the "
+        "same; refused where they are not",
+    )
+    group.add_argument(
+        "--feature_dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="in which features are kept; float16 takes half the memory or disk",
     )
     group = parser.add_argument_group("query")
     group.add_argument("--mode", choices=("eval",), default="eval", help="the original's spelling; there is one mode")
@@ -286,6 +298,13 @@ def add_classifier_args(parser: argparse.ArgumentParser) -> None:
         help="where results.csv and the curve go (default: train_classifier/results/ and the index folder's name)",
     )
     group.add_argument("--runs", type=positive_int, default=5, help="seeds per cycle: --seed and those that follow it")
+    group.add_argument(
+        "--seeds_together",
+        type=positive_int,
+        metavar="N",
+        help="seeds trained in step, which fills a GPU and changes no result; an interruption loses what they have "
+        "done in the current cycle (default: all of --runs on a GPU, 1 on a CPU)",
+    )
     group.add_argument(
         "--recipe",
         choices=("proper", "original"),

@@ -17,6 +17,8 @@ from evals.metrics import auroc, query_metrics
 from evals.query import QueryInputs, QueryResult, Strategy, select
 from evals.scores import PoolScores, Scorer
 
+ENCODERS = ("semantic", "distinctive")
+
 
 @dataclass(frozen=True)
 class Cycle:
@@ -54,6 +56,7 @@ def query_cycles(
     k: float = 100.0,
     t: float = 0.9,
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Cycle]:
     """Queries ``target`` images per class in each cycle until the pool is empty or ``cycles`` are done.
 
@@ -63,16 +66,17 @@ def query_cycles(
     Args:
         split: The initial split.
         labels: Of all train images, (N,).
-        banks: Features by encoder, of all pool and labeled images.
+        banks: Features by encoder, of all pool and labeled images; each bank holds the same images.
         strategy: What to query.
         cycles: How many.
         target: Images per class and cycle.
         k: Steepness of the semantic score.
         t: Its zero.
         seed: Of the strategy's random stream.
+        device: Where the scores are computed; features that lie elsewhere come block by block.
     """
     initial = split
-    loop = _Loop(split, banks, num_classes=len(split.target_classes), k=k, t=t)
+    loop = _Loop(banks, num_classes=len(split.target_classes), k=k, t=t, device=device)
     loop.add(split.labeled, split.class_numbers(labels[split.labeled]))
     pool_targets = int(np.isin(labels[split.unlabeled], split.target_classes).sum())
     for number in range(1, cycles + 1):
@@ -107,27 +111,24 @@ def query_cycles(
 
 
 class _Loop:
-    """The scorer over the initial pool, addressed by data set indices."""
+    """The scorer over all images of the banks, addressed by data set indices."""
 
-    def __init__(self, split: Split, banks: dict[str, FeatureBank], *, num_classes: int, k: float, t: float) -> None:
+    def __init__(
+        self, banks: dict[str, FeatureBank], *, num_classes: int, k: float, t: float, device: torch.device | str
+    ) -> None:
         self._banks = banks
-        self._pool = np.sort(split.unlabeled)
-        features = self._features(self._pool)
-        self._scorer = Scorer(features["semantic"], features["distinctive"], num_classes=num_classes, k=k, t=t)
-
-    def _features(self, indices: np.ndarray) -> dict[str, Tensor | None]:
-        return {
-            name: self._banks[name].of(indices) if name in self._banks else None for name in ("semantic", "distinctive")
-        }
+        pools = [banks[name].features if name in banks else None for name in ENCODERS]
+        self._scorer = Scorer(*pools, num_classes=num_classes, k=k, t=t, device=device)
 
     def add(self, indices: np.ndarray, classes: np.ndarray) -> None:
-        features = self._features(indices)
-        device = next((value.device for value in features.values() if value is not None), "cpu")
-        numbers = torch.from_numpy(classes).to(device)
-        self._scorer.add_labeled(features["semantic"], features["distinctive"], numbers)
+        features = [self._banks[name].of(indices) if name in self._banks else None for name in ENCODERS]
+        self._scorer.add_labeled(*features, torch.from_numpy(classes))
 
     def scores(self, indices: np.ndarray) -> PoolScores:
-        return self._scorer.scores(torch.from_numpy(np.searchsorted(self._pool, indices)))
+        if not self._banks:
+            return PoolScores()
+        bank = next(iter(self._banks.values()))
+        return self._scorer.scores(torch.from_numpy(bank.rows(indices)))
 
 
 def best_utility(utilities: Tensor) -> np.ndarray:

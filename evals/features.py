@@ -1,19 +1,65 @@
-"""Features of pool and labeled images: extracted once, averaged over views as they come."""
+"""Features of pool and labeled images: extracted once, averaged over views as they come, in memory or on disk."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common import distributed
+from common.acceleration import FP32, Precision
 from models.counter_random import make_keys
 from models.transform_layers import Augmentation, shift_images
 from utils import InputError, progress
 
 QUERY = 3  # the purpose part of a draw's key; training uses others
+
+
+class MappedFeatures:
+    """Features in an npy file, of which only what is asked for comes into memory.
+
+    Every read maps the file anew: pages of a mapping that stays would count as the process's memory.
+
+    Attributes:
+        shape: (N, K, D).
+        dtype: ``torch.float32`` or ``torch.float16``.
+
+    Args:
+        path: The file, float32 or float16, (N, K, D).
+
+    Raises:
+        InputError: It is missing, damaged, or holds something else.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        array = self._map()
+        dtypes = {np.dtype(np.float32): torch.float32, np.dtype(np.float16): torch.float16}
+        if array.ndim != 3 or array.dtype not in dtypes:
+            raise InputError(f"{path} holds {array.dtype} {array.shape}, not features (N, K, D): remove it")
+        self.shape = torch.Size(array.shape)
+        self.dtype = dtypes[array.dtype]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
+        """Rows by slice or by number, copied into memory."""
+        return torch.from_numpy(np.array(self._map()[rows]))
+
+    def _map(self) -> np.ndarray:
+        try:
+            return np.load(self._path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise InputError(f"{self._path} does not exist") from None
+        except (ValueError, EOFError, OSError) as error:
+            raise InputError(f"{self._path} is damaged ({error}): remove it to extract the features again") from None
+
+
+Features = Tensor | MappedFeatures
 
 
 @dataclass(frozen=True)
@@ -22,14 +68,14 @@ class FeatureBank:
 
     Attributes:
         indices: Data set indices, ascending, int64 (N,).
-        features: Not normalised, float32 (N, K, D); K = 1 for the semantic encoder.
+        features: Not normalised, float32 or float16 (N, K, D); K = 1 for the semantic encoder.
     """
 
     indices: np.ndarray
-    features: Tensor
+    features: Features
 
-    def of(self, indices: np.ndarray) -> Tensor:
-        """Features of the given images, in their order: (n,) to (n, K, D).
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Where the given images stand in the bank, int64 (n,).
 
         Raises:
             ValueError: An image is not in the bank.
@@ -37,22 +83,45 @@ class FeatureBank:
         rows = np.searchsorted(self.indices, indices)
         if len(indices) and (rows.max() >= len(self.indices) or (self.indices[rows] != indices).any()):
             raise ValueError("some images are not in this feature bank")
-        return self.features[torch.from_numpy(rows).to(self.features.device)]
+        return rows
+
+    def of(self, indices: np.ndarray) -> Tensor:
+        """Features of the given images, in their order: (n,) to float32 (n, K, D).
+
+        Raises:
+            ValueError: An image is not in the bank.
+        """
+        rows = self.rows(indices)
+        if isinstance(self.features, Tensor):
+            rows = torch.from_numpy(rows).to(self.features.device)
+        return self.features[rows].float()
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Extraction:
+    """How features are made of images.
+
+    Attributes:
+        augmentation: The crop's settings.
+        views: V, views per image and shift.
+        shift: Kind of the shifts.
+        shift_numbers: The shifts to encode, K of them.
+        seed: Of the draws.
+        batch_size: Images per forward batch (V and K do not count).
+        precision: Of the encoder's passes.
+    """
+
+    augmentation: Augmentation
+    views: int
+    shift: str
+    shift_numbers: tuple[int, ...]
+    seed: int
+    batch_size: int
+    precision: Precision = FP32
+
+
 def extract_features(
-    encoder: nn.Module,
-    images: Tensor,
-    indices: np.ndarray,
-    *,
-    augmentation: Augmentation,
-    views: int,
-    shift: str,
-    shift_numbers: tuple[int, ...],
-    seed: int,
-    batch_size: int,
-    name: str = "features",
+    encoder: nn.Module, images: Tensor, indices: np.ndarray, how: Extraction, *, name: str = "features"
 ) -> FeatureBank:
     """Averages the projection of each image over augmented views, per shift (CCAL, Sec. 3; METHOD 3).
 
@@ -63,57 +132,64 @@ def extract_features(
         encoder: The bare encoder; it is put into eval mode.
         images: All train images, uint8 (M, 3, H, W), on the encoder's device.
         indices: Images to encode, (N,), in any order.
-        augmentation: The crop's settings.
-        views: V, views per image and shift.
-        shift: Kind of the shifts.
-        shift_numbers: The shifts to encode, K of them.
-        seed: Of the draws.
-        batch_size: Images per forward batch (V and K do not count).
+        how: The settings.
         name: What the progress bar says.
 
     Raises:
         InputError: A feature is not finite.
     """
-    encoder.eval()
     ordered = np.sort(np.asarray(indices, dtype=np.int64))
-    chosen = torch.from_numpy(ordered).to(images.device)
-    starts = list(range(0, len(chosen), batch_size))
+    width = encoder.simclr_layer[-1].out_features
+    parts = [torch.empty(0, len(how.shift_numbers), width, device=images.device)]
+    parts += [part for _, part in feature_blocks(encoder, images, ordered, how, name=name)]
+    return FeatureBank(ordered, distributed.gather_rows(torch.cat(parts)))
+
+
+@torch.no_grad()
+def feature_blocks(
+    encoder: nn.Module, images: Tensor, indices: np.ndarray, how: Extraction, *, name: str
+) -> Iterator[tuple[slice, Tensor]]:
+    """This process's share of the features, batch by batch; see extract_features.
+
+    Args:
+        encoder: The bare encoder; it is put into eval mode.
+        images: All train images, uint8 (M, 3, H, W), on the encoder's device.
+        indices: Images to encode, (N,), in the order of the rows.
+        how: The settings.
+        name: What the progress bar says.
+
+    Yields:
+        Rows, and their features, float32 (B, K, D).
+
+    Raises:
+        InputError: A feature is not finite.
+    """
+    encoder.eval()
+    chosen = torch.from_numpy(indices).to(images.device)
+    starts = range(0, len(chosen), how.batch_size)
     # Whole batches go to a process, so that each is computed as it would be by one process.
     share = -(-len(starts) // distributed.world_size())
     own = starts[distributed.rank() * share : (distributed.rank() + 1) * share]
-    parts = []
     for start in progress(own, description=name, unit="batch"):
-        batch = chosen[start : start + batch_size]
-        parts.append(_mean_projection(encoder, images, batch, augmentation, views, shift, shift_numbers, seed))
-    width = encoder.simclr_layer[-1].out_features
-    features = torch.cat(parts) if parts else torch.empty(0, len(shift_numbers), width, device=images.device)
-    features = distributed.gather_rows(features)
-    if not features.isfinite().all():
-        bad = int((~features.isfinite()).flatten(1).any(1).nonzero()[0])
-        raise InputError(f"{name}: the feature of image {ordered[bad]} is not finite; the checkpoint is unusable")
-    return FeatureBank(ordered, features)
+        rows = slice(start, min(start + how.batch_size, len(chosen)))
+        features = _mean_projection(encoder, images, chosen[rows], how)
+        bad = (~features.isfinite()).flatten(1).any(1).nonzero()
+        if len(bad):
+            image = indices[start + int(bad[0])]
+            raise InputError(f"{name}: the feature of image {image} is not finite; the checkpoint is unusable")
+        yield rows, features
 
 
-def _mean_projection(
-    encoder: nn.Module,
-    images: Tensor,
-    batch: Tensor,
-    augmentation: Augmentation,
-    views: int,
-    shift: str,
-    shift_numbers: tuple[int, ...],
-    seed: int,
-) -> Tensor:
+def _mean_projection(encoder: nn.Module, images: Tensor, batch: Tensor, how: Extraction) -> Tensor:
     """Mean projection of a batch, (B, K, D)."""
     pixels = images[batch].float() / 255
-    numbers = torch.tensor(shift_numbers, device=images.device)
     total: Tensor | float = 0.0
-    for view in range(views):
-        keys = make_keys(seed, QUERY, batch, view, numbers[:, None])  # (K, B)
+    for view in range(how.views):
+        keys = [make_keys(how.seed, QUERY, batch, view, number) for number in how.shift_numbers]
         shifted = [
-            shift_images(augmentation.flip(pixels, keys[row]), shift, number)
-            for row, number in enumerate(shift_numbers)
+            shift_images(how.augmentation.flip(pixels, key), how.shift, number)
+            for key, number in zip(keys, how.shift_numbers, strict=True)
         ]
-        copies = augmentation.after_shift(torch.cat(shifted), keys.flatten())
-        total = total + encoder(copies).projection.float()
-    return (total / views).view(len(shift_numbers), len(batch), -1).transpose(0, 1).contiguous()
+        copies = how.augmentation.after_shift(torch.cat(shifted), torch.cat(keys))
+        total = total + how.precision.encode(encoder, copies).projection
+    return (total / how.views).view(len(how.shift_numbers), len(batch), -1).transpose(0, 1).contiguous()

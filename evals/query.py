@@ -125,6 +125,9 @@ def select(utilities: Tensor, inputs: QueryInputs, *, target: int) -> QueryResul
     rows, classes, shortfall = [], [], {}
     for number in range(inputs.num_classes):
         candidates = np.flatnonzero((values[:, number] > -np.inf) & ~taken)
+        if len(candidates) > target:  # of millions, only those that reach the last place need sorting
+            last = np.partition(values[candidates, number], -target)[-target]
+            candidates = candidates[values[candidates, number] >= last]
         order = np.lexsort((inputs.pool[candidates], -values[candidates, number]))
         best = candidates[order[:target]]
         taken[best] = True

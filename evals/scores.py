@@ -2,65 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evals.features import Features
 from utils import InputError
 
 BLOCK = 2048  # pool rows per matrix product: the similarities of one block stay within tens of megabytes
+GPU_BLOCK = 16384
+READ = 65536  # pool rows per step where nothing is multiplied
 
 
-class NearestLabeled:
-    """Running nearest labeled images of each pool image, by cosine similarity, separately for each shift.
+class Neighbours:
+    """The nearest labeled images of each pool image so far, by cosine similarity, separately for each shift.
 
-    Labeled images come in groups, as cycles go by; only a new group's columns are computed.
+    Attributes:
+        similarity: To the nearest ones, best first, -inf where there are none yet, float32 (N, K, keep).
+        position: Their places in the order in which they were added, int32 (N, K, keep).
 
     Args:
-        pool: Features of the pool, (N, K, D).
+        count: N, pool images.
+        shifts: K.
         keep: How many neighbours to keep, 1 or 2.
+        device: Where the tables live.
     """
 
-    def __init__(self, pool: Tensor, *, keep: int) -> None:
-        self._pool = F.normalize(pool, dim=2)
+    def __init__(self, count: int, shifts: int, *, keep: int, device: torch.device | str = "cpu") -> None:
         self._keep = keep
-        self._labeled = self._pool.new_empty(0, *pool.shape[1:])
-        self.similarity = self._pool.new_full((*pool.shape[:2], keep), -torch.inf)
-        self.position = torch.zeros((*pool.shape[:2], keep), dtype=torch.int64, device=pool.device)
+        self._labeled: list[Tensor] = []
+        self.similarity = torch.full((count, shifts, keep), -torch.inf, device=device)
+        self.position = torch.zeros((count, shifts, keep), dtype=torch.int32, device=device)
 
     def __len__(self) -> int:
-        return len(self._labeled)
+        return sum(len(part) for part in self._labeled)
 
-    def add(self, labeled: Tensor) -> None:
-        """Takes in further labeled images, (L, K, D); their positions go on from those already there."""
-        if not len(labeled):
-            return
-        labeled = F.normalize(labeled, dim=2)
+    def update(self, rows: slice, pool: Tensor, labeled: Tensor) -> None:
+        """Compares a block of the pool with new labeled images; ``append`` follows when every block has been through.
+
+        Args:
+            rows: The block's place in the pool.
+            pool: Its unit-norm features, (B, K, D).
+            labeled: Those of the new images, (L, K, D).
+        """
         keep = min(self._keep, len(labeled))
         for shift in range(labeled.shape[1]):
-            columns = labeled[:, shift].T.contiguous()
-            for start in range(0, len(self._pool), BLOCK):
-                rows = slice(start, start + BLOCK)
-                # Neighbours known so far stand first: on a tie the earlier labeled image stays.
-                top = (self._pool[rows, shift] @ columns).topk(keep, dim=1)
-                values = torch.cat([self.similarity[rows, shift], top.values], dim=1)
-                places = torch.cat([self.position[rows, shift], top.indices + len(self)], dim=1)
-                order = values.sort(dim=1, descending=True, stable=True).indices[:, : self._keep]
-                self.similarity[rows, shift] = values.gather(1, order)
-                self.position[rows, shift] = places.gather(1, order)
-        self._labeled = torch.cat([self._labeled, labeled])
+            top = (pool[:, shift] @ labeled[:, shift].T).topk(keep, dim=1)
+            places = (top.indices + len(self)).to(torch.int32)
+            if not self._labeled:
+                self.similarity[rows, shift, :keep], self.position[rows, shift, :keep] = top.values, places
+                continue
+            # Neighbours known so far stand first: on a tie the earlier labeled image stays.
+            values = torch.cat([self.similarity[rows, shift], top.values], dim=1)
+            places = torch.cat([self.position[rows, shift], places], dim=1)
+            order = values.sort(dim=1, descending=True, stable=True).indices[:, : self._keep]
+            self.similarity[rows, shift] = values.gather(1, order)
+            self.position[rows, shift] = places.gather(1, order)
 
-    def between(self) -> Tensor:
-        """cos(a, b) of the two nearest labeled images a and b, (N, K)."""
-        similarity = torch.empty_like(self.similarity[:, :, 0])
-        for shift in range(similarity.shape[1]):
-            for start in range(0, len(self._pool), BLOCK):
-                rows = slice(start, start + BLOCK)
-                a, b = self._labeled[self.position[rows, shift], shift].unbind(1)
-                similarity[rows, shift] = (a * b).sum(1)
-        return similarity
+    def append(self, labeled: Tensor) -> None:
+        """Makes new labeled images, unit norm (L, K, D), known: positions go on behind them."""
+        if len(labeled):
+            self._labeled.append(labeled)
+
+    def between(self, rows: slice) -> Tensor:
+        """cos(a, b) of the two nearest labeled images a and b of some pool images, (B, K)."""
+        labeled = torch.cat(self._labeled)
+        shifts = torch.arange(labeled.shape[1], device=labeled.device)
+        a, b = labeled[self.position[rows].long(), shifts[:, None]].unbind(2)  # (B, K, D) each
+        return (a * b).sum(2)
+
+
+def add_labeled(pool: Features, tables: Sequence[Neighbours], groups: Sequence[Tensor]) -> None:
+    """Compares the whole pool with newly labeled images; the pool is read once, in blocks, for all tables.
+
+    Args:
+        pool: Features of the pool, (N, K, D), in memory or on disk, of any length.
+        tables: One per group of labeled images, such as a class.
+        groups: New images of each, (L, K, D).
+    """
+    pairs = [(table, F.normalize(group.float(), dim=2)) for table, group in zip(tables, groups, strict=True)]
+    pairs = [(table, group) for table, group in pairs if len(group)]
+    if not pairs:
+        return
+    device = pairs[0][1].device
+    for rows in blocks(pool.shape[0], GPU_BLOCK if device.type == "cuda" else BLOCK):
+        part = F.normalize(pool[rows].to(device, torch.float32), dim=2)
+        for table, group in pairs:
+            table.update(rows, part, group)
+    for table, group in pairs:
+        table.append(group)
+
+
+def blocks(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most ``size`` rows that cover ``count`` rows in order."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
 
 
 def min_max(values: Tensor) -> Tensor:
@@ -87,7 +126,7 @@ def semantic_score(normalised: Tensor, *, k: float = 100.0, t: float = 0.9) -> T
     return torch.tanh(k * (normalised - t) / 2)
 
 
-def distinctive_distance(nearest: NearestLabeled) -> Tensor:
+def distinctive_distance(nearest: Neighbours) -> Tensor:
     """d(u) = mean over shifts of cos(u, a) - cos(u, b) + cos(a, b) + cos(u, a), (N,) (CCAL, distinctive score).
 
     a and b are the nearest and second nearest labeled images of one class.
@@ -100,8 +139,11 @@ def distinctive_distance(nearest: NearestLabeled) -> Tensor:
             f"a target class has {len(nearest)} labeled image(s) and the distinctive score needs two: raise "
             "--initial_budget, take another --split_seed, or use --strategy semantic"
         )
-    to_a, to_b = nearest.similarity.unbind(2)
-    return (to_a - to_b + nearest.between() + to_a).mean(1)
+    distance = torch.empty_like(nearest.similarity[:, 0, 0])
+    for rows in blocks(len(distance), READ):
+        to_a, to_b = nearest.similarity[rows].unbind(2)
+        distance[rows] = (to_a - to_b + nearest.between(rows) + to_a).mean(1)
+    return distance
 
 
 @dataclass(frozen=True)
@@ -124,25 +166,39 @@ class PoolScores:
 
 
 class Scorer:
-    """Keeps the neighbours of the whole initial pool from cycle to cycle and scores what is left of it.
+    """Keeps the neighbours of a set of images from cycle to cycle and scores those of them that form the pool.
+
+    Only the columns of newly labeled images are computed in a cycle. Beside the features it holds 8 bytes per image,
+    class, shift and neighbour.
 
     Args:
-        semantic: Features of the pool by the semantic encoder, (N, 1, D), or None.
+        semantic: Features by the semantic encoder, (N, 1, D), or None.
         distinctive: By the distinctive encoder, (N, K, D), or None.
         num_classes: C, the number of target classes.
         k: Steepness of the semantic score.
         t: Its zero.
+        device: Where to compute; features that are elsewhere come block by block.
     """
 
     def __init__(
-        self, semantic: Tensor | None, distinctive: Tensor | None, *, num_classes: int, k: float, t: float
+        self,
+        semantic: Features | None,
+        distinctive: Features | None,
+        *,
+        num_classes: int,
+        k: float,
+        t: float,
+        device: torch.device | str = "cpu",
     ) -> None:
         self._k, self._t = k, t
-        self._semantic = None if semantic is None else NearestLabeled(semantic, keep=1)
-        self._distinctive = (
-            None if distinctive is None else [NearestLabeled(distinctive, keep=2) for _ in range(num_classes)]
-        )
-        self._classes = torch.empty(0, dtype=torch.int64)
+        self._pools = semantic, distinctive
+        self._semantic: list[Neighbours] = []
+        self._distinctive: list[Neighbours] = []
+        if semantic is not None:
+            self._semantic = [Neighbours(*semantic.shape[:2], keep=1, device=device)]
+        if distinctive is not None:
+            self._distinctive = [Neighbours(*distinctive.shape[:2], keep=2, device=device) for _ in range(num_classes)]
+        self._classes = torch.empty(0, dtype=torch.int64, device=device)
 
     def add_labeled(self, semantic: Tensor | None, distinctive: Tensor | None, classes: Tensor) -> None:
         """Takes in newly labeled images.
@@ -152,23 +208,25 @@ class Scorer:
             distinctive: (L, K, D), or None.
             classes: Class numbers, (L,).
         """
-        self._classes = torch.cat([self._classes.to(classes.device), classes])
-        if self._semantic is not None:
-            self._semantic.add(semantic)
-        if self._distinctive is not None:
-            for number, nearest in enumerate(self._distinctive):
-                nearest.add(distinctive[classes == number])
+        classes = classes.to(self._classes.device)
+        self._classes = torch.cat([self._classes, classes])
+        if self._semantic:
+            add_labeled(self._pools[0], self._semantic, [semantic.to(classes.device)])
+        if self._distinctive:
+            distinctive = distinctive.to(classes.device)
+            groups = [distinctive[classes == number] for number in range(len(self._distinctive))]
+            add_labeled(self._pools[1], self._distinctive, groups)
 
     def scores(self, remaining: Tensor) -> PoolScores:
-        """Scores the pool rows ``remaining``, int64 (U,); normalisation runs over just these."""
+        """Scores the rows ``remaining``, int64 (U,); normalisation runs over just these."""
+        remaining = remaining.to(self._classes.device)
         parts: dict[str, Tensor] = {}
-        if self._semantic is not None:
-            parts["similarity"] = self._semantic.similarity[remaining, 0, 0]
-            parts["pseudo_class"] = self._classes[self._semantic.position[remaining, 0, 0]]
+        for nearest in self._semantic:
+            parts["similarity"] = nearest.similarity[remaining, 0, 0]
+            parts["pseudo_class"] = self._classes[nearest.position[remaining, 0, 0].long()]
             parts["semantic"] = semantic_score(min_max(parts["similarity"]), k=self._k, t=self._t)
-        if self._distinctive is not None:
-            parts["distance"] = torch.stack(
-                [distinctive_distance(nearest)[remaining] for nearest in self._distinctive], dim=1
-            )
+        if self._distinctive:
+            distances = [distinctive_distance(nearest)[remaining] for nearest in self._distinctive]
+            parts["distance"] = torch.stack(distances, dim=1)
             parts["distinctive"] = 1 - min_max(parts["distance"])
         return PoolScores(**parts)

@@ -20,6 +20,7 @@ import torch
 
 import active_main
 from common import checkpoint
+from common.acceleration import Precision
 from datasets import load_data_and_split
 from datasets.index_files import index_path, read_index_file
 from datasets.split import Split
@@ -191,6 +192,8 @@ def test_the_settings_are_on_record(place):
         "resize_factor": 0.54,
         "resize_fix": True,
         "seed": 3,
+        "feature_dtype": "float32",
+        "precision": Precision.resolve("auto", torch.device("cpu")).name,
     }
     expected["checkpoints"] = {name: str(place.model(name)) for name in SHIFTS}
     assert [cycle["settings"] for cycle in place.cycles()] == [expected] * 3

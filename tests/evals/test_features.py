@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evals.features import QUERY, FeatureBank, extract_features
+from evals.features import QUERY, Extraction, FeatureBank, extract_features
 from models import ContrastiveEncoder, EncoderOutput, build_encoder
 from models.counter_random import make_keys
 from models.transform_layers import Augmentation, shift_images
@@ -47,7 +47,7 @@ def images() -> torch.Tensor:
     return torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
 
 
-def extract(encoder, images, indices=CHOSEN, **changes) -> FeatureBank:
+def extract(encoder, images, indices=CHOSEN, name="features", **changes) -> FeatureBank:
     settings = {
         "augmentation": CROP,
         "views": 3,
@@ -56,7 +56,7 @@ def extract(encoder, images, indices=CHOSEN, **changes) -> FeatureBank:
         "seed": 5,
         "batch_size": 3,
     }
-    return extract_features(encoder, images, indices, **settings | changes)
+    return extract_features(encoder, images, indices, Extraction(**settings | changes), name=name)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 
 import evals.scores
 from evals.query import QueryInputs, ccal, select
-from evals.scores import NearestLabeled, PoolScores, Scorer, distinctive_distance, min_max, semantic_score
+from evals.scores import Neighbours, PoolScores, Scorer, add_labeled, distinctive_distance, min_max, semantic_score
 from utils import InputError
 
 
@@ -147,25 +147,25 @@ def angles(*degrees: float) -> torch.Tensor:
 
 
 def test_nearest_neighbours_by_hand():
-    nearest = NearestLabeled(angles(0, 31), keep=2)
-    nearest.add(angles(10, 50, -5))
+    pool, nearest = angles(0, 31), Neighbours(2, 1, keep=2)
+    add_labeled(pool, [nearest], [angles(10, 50, -5)])
     assert len(nearest) == 3
     assert nearest.position[:, 0].tolist() == [[2, 0], [1, 0]]
-    nearest.add(angles())
-    nearest.add(angles(29, 1))
+    add_labeled(pool, [nearest], [angles()])
+    add_labeled(pool, [nearest], [angles(29, 1)])
     assert len(nearest) == 5
     assert nearest.position[:, 0].tolist() == [[4, 2], [3, 1]]
     cosines = torch.tensor([[1.0, 5.0], [2.0, 19.0]]).deg2rad().cos()
     torch.testing.assert_close(nearest.similarity[:, 0], cosines, rtol=0, atol=1e-6)
     between = torch.tensor([6.0, 21.0]).deg2rad().cos()
-    torch.testing.assert_close(nearest.between()[:, 0], between, rtol=0, atol=1e-6)
+    torch.testing.assert_close(nearest.between(slice(0, 2))[:, 0], between, rtol=0, atol=1e-6)
 
 
 def test_each_shift_has_neighbours_of_its_own():
     pool = torch.cat([angles(0), angles(0)], dim=1)
     labeled = torch.cat([angles(10, 20, 30), angles(60, 50, 40)], dim=1)
-    nearest = NearestLabeled(pool, keep=2)
-    nearest.add(labeled)
+    nearest = Neighbours(*pool.shape[:2], keep=2)
+    add_labeled(pool, [nearest], [labeled])
     assert nearest.position.tolist() == [[[0, 1], [2, 1]]]
 
 
@@ -173,8 +173,8 @@ def test_distance_by_hand():
     """Shift 0: cosines .8 and .6, a . b = .96: .8 - .6 + .96 + .8 = 1.96. Shift 1: 1 - 0 + 0 + 1 = 2. Mean 1.98."""
     pool = torch.tensor([[[2.0, 0.0], [3.0, 0.0]]])
     labeled = torch.tensor([[[0.6, 0.8], [0.0, 9.0]], [[4.0, 3.0], [0.5, 0.0]], [[-1.0, 0.0], [-1.0, 0.0]]])
-    nearest = NearestLabeled(pool, keep=2)
-    nearest.add(labeled)
+    nearest = Neighbours(*pool.shape[:2], keep=2)
+    add_labeled(pool, [nearest], [labeled])
     torch.testing.assert_close(distinctive_distance(nearest), torch.tensor([1.98]))
 
 
