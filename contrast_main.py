@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         main_parameters = [p for name, p in encoder.named_parameters() if not name.startswith("linear.")]
         optimizer = build_optimizer(args.optimizer, main_parameters, lr=args.lr_init, weight_decay=args.weight_decay)
-        probe_optimizer = torch.optim.Adam(encoder.linear.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-6)
+        probe_optimizer = build_optimizer("adam", encoder.linear.parameters(), lr=1e-3, weight_decay=1e-6)
         optimizers = (optimizer, probe_optimizer)
         learning_rate = LearningRate(
             optimizer, optimizer_name=args.optimizer, kind=args.lr_scheduler, epochs=args.epochs, warmup=args.warmup

@@ -68,15 +68,34 @@ class LARS(Optimizer):
 
 
 def build_optimizer(name: str, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float) -> Optimizer:
-    """sgd (momentum 0.9), adam (betas 0.9, 0.999) or lars, over the parameters that require a gradient."""
+    """sgd (momentum 0.9), adam (betas 0.9, 0.999) or lars, over the parameters that require a gradient.
+
+    sgd and adam update all tensors in one fused kernel.
+    """
     parameters = [p for p in parameters if p.requires_grad]
-    # None leaves the choice to torch: on GPUs it takes foreach, which does not insist on one memory layout.
-    fused = True if parameters[0].device.type == "cpu" else None
-    if name == "adam":
-        return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=fused)
     if name == "lars":
         return LARS(parameters, lr=lr, weight_decay=weight_decay)
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=fused)
+    for parameter in parameters:
+        if parameter.ndim > 1 and 1 in parameter.shape:
+            parameter.register_post_accumulate_grad_hook(_take_strides)
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=True)
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=True)
+
+
+def _take_strides(parameter: Tensor) -> None:
+    """Gives a gradient its parameter's strides.
+
+    The stride of a dimension of size 1 means nothing, so a 1x1 convolution's gradient may come with another one; fused
+    kernels on GPUs refuse that (https://github.com/pytorch/pytorch/issues/126585).
+    """
+    gradient = parameter.grad
+    if gradient.stride() != parameter.stride():
+        strides = zip(gradient.stride(), parameter.stride(), parameter.shape)
+        if all(own == other or size == 1 for own, other, size in strides):
+            parameter.grad = gradient.as_strided(parameter.shape, parameter.stride())
+        else:
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 class _Decay(LRScheduler):

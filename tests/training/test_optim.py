@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.optim import LARS, LearningRate, build_optimizer
+from training.optim import LARS, LearningRate, _take_strides, build_optimizer
 
 
 def schedule(*, kind="cosine", epochs=20, warmup=10, optimizer_name="sgd", lr=0.1):
@@ -251,3 +251,24 @@ def test_frozen_parameters_are_left_out(name):
     free = torch.nn.Parameter(torch.ones(1))
     optimizer = build_optimizer(name, iter([frozen, free]), lr=0.1, weight_decay=0.1)
     assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(free)]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("strides", [(4, 1, 1, 1), (4, 1, 4, 4), (1, 3, 9, 9)], ids=str)
+def test_a_1x1_kernels_gradient_gets_the_kernels_strides_before_a_fused_update(name, strides):
+    """Whatever strides the backward pass gives, the update is that of the same numbers in plain order."""
+    values = torch.arange(12.0).view(3, 4, 1, 1) / 10
+    updated = []
+    for layout in (strides, (4, 1, 1, 1)):
+        weight = torch.nn.Parameter(torch.ones(3, 4, 1, 1).to(memory_format=torch.channels_last))
+        optimizer = build_optimizer(name, [weight], lr=0.5, weight_decay=0.0)
+        (weight * torch.empty_strided((3, 4, 1, 1), layout).copy_(values)).sum().backward()
+        weight.grad = torch.empty_strided((3, 4, 1, 1), layout).copy_(values)
+        _take_strides(weight)
+        assert weight.grad.stride() == weight.stride()
+        assert torch.equal(weight.grad, values)
+        optimizer.step()
+        updated.append(weight.detach().clone())
+    assert torch.equal(*updated)
+    if name == "sgd":
+        torch.testing.assert_close(updated[0], 1 - 0.5 * values)
