@@ -1,21 +1,135 @@
-"""The benchmarks run, and their two formulations agree; nothing is timed here."""
+"""The benchmarks run, and each of their checks sees a difference between the formulations; nothing is timed here."""
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import query
+from benchmarks import harness, plain, pool_scale, query, train_step
+from common.acceleration import Precision
 from utils import run_cli
 
-
-def test_query_runs_quickly(capsys):
-    assert run_cli(query.main, ["--quick"]) == 0
-    assert "both agree" in capsys.readouterr().out
+CPU = torch.device("cpu")
 
 
-def test_query_sees_a_difference(monkeypatch):
-    monkeypatch.setattr(query, "distinctive_distance", lambda nearest: torch.zeros(len(nearest.similarity)))
-    features = torch.randn(5, query.SHIFTS, 8, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(
+    ("benchmark", "said"),
+    [
+        (query, ["scores: both agree", "features: both agree"]),
+        (train_step, ["semantic fp32: both agree", "distinctive fp32: both agree"]),
+        (pool_scale, ["the same selection from the file as from memory"]),
+    ],
+    ids=["query", "train_step", "pool_scale"],
+)
+def test_the_benchmark_runs_quickly_and_agrees(benchmark, said, capsys):
+    assert run_cli(benchmark.main, ["--quick", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert all(line in printed for line in said)
+    assert "x " not in printed  # no ratio of sizes that mean nothing
+
+
+def test_query_sees_other_scores(monkeypatch):
+    monkeypatch.setattr("evals.scores.distinctive_distance", lambda nearest: torch.zeros(len(nearest.similarity)))
     with pytest.raises(AssertionError):
-        query.check_agreement(features, features + 0.1, torch.tensor([0, 1, 0, 1, 0]))
+        query.check_agreement(*query.drawn(5, 6))
+
+
+def test_query_sees_other_features(monkeypatch):
+    monkeypatch.setattr(query, "ours_of", lambda *_, **__: torch.zeros(4, 1, query.WIDTH))
+    with pytest.raises(AssertionError):
+        query.features("resnet8", 6, 1, device=CPU, quick=True)
+
+
+def test_pool_scale_sees_another_selection(monkeypatch, tmp_path):
+    cycles = iter([np.array([1, 2]), np.array([1, 3])])
+
+    class Other:
+        @property
+        def result(self):
+            return type("Result", (), {"indices": next(cycles)})
+
+    monkeypatch.setattr(pool_scale, "first_cycle", lambda *_, **__: Other())
+    with pytest.raises(AssertionError):
+        pool_scale.check(50, 12, 2, tmp_path, device=CPU)
+
+
+@pytest.mark.parametrize("mode", ["semantic", "distinctive"])
+def test_in_float32_the_training_steps_gradients_agree_to_1e5(mode):
+    """On a network small enough that no ReLU falls on another side of its kink."""
+    work = train_step.Work(mode, "resnet8", Precision(), 4, 8, CPU)
+    plain_step, our_step = work.plain(), work.ours()
+    assert float(our_step(0)) == pytest.approx(plain_step(0), rel=1e-5)
+    assert train_step.relative_error(our_step.encoder, plain_step.encoder) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["semantic", "distinctive"])
+def test_a_training_step_on_other_draws_is_seen(mode):
+    work = train_step.Work(mode, "resnet8", Precision(), 4, 8, CPU)
+    work.draws = [draws.flip(2) for draws in work.draws]
+    with pytest.raises(AssertionError):
+        work.check_agreement()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_plain_jitter_is_the_originals(shared, seed):
+    with np.load(shared / "golden" / "augmentations.npz") as file:
+        x = torch.from_numpy(file["x"]).float()
+        golden = {
+            name.removeprefix(f"jitter_seed{seed}_"): torch.from_numpy(np.asarray(file[name])).float().flatten()
+            for name in file.files
+            if name.startswith(f"jitter_seed{seed}_")
+        }
+    draws = torch.zeros(len(x), train_step.DRAWS - 1)
+    draws[:, 0] = 1 - golden["mask"]
+    draws[:, plain.CONTRAST_FIRST] = 1 - golden["contrast_first"]
+    draws[:, plain.CONTRAST] = (golden["contrast_factor"] - 0.6) / 0.8
+    draws[:, plain.HUE] = (golden["f_h"] + 0.1) / 0.2
+    draws[:, plain.SATURATION] = (golden["f_s"] - 0.6) / 0.8
+    draws[:, plain.VALUE] = (golden["f_v"] - 0.6) / 0.8
+    torch.testing.assert_close(plain.jitter(x, draws), golden["out"].view_as(x), rtol=0, atol=1e-5)
+
+
+def comparison(**changes):
+    fields = {"work": "w", "plain": [4.0, 2.0, 3.0], "ours": [1.0, 1.5, 9.0], "plain_memory": 10.0, "ours_memory": 5.0}
+    return harness.Comparison(**fields | changes)
+
+
+def test_a_comparison_is_of_medians():
+    assert comparison().ratio == pytest.approx(2.0)
+    assert comparison().share_of_peak is None
+    assert comparison(flop=30.0, peak=100.0).share_of_peak == pytest.approx(0.2)
+
+
+def test_compare_runs_both_in_turn_and_scales_the_plain_one():
+    calls = []
+    result = harness.compare(
+        "w", lambda: calls.append("plain"), lambda: calls.append("ours"), device=CPU, repeats=2, scale=1000.0
+    )
+    assert calls == ["plain", "ours"] * 3
+    assert len(result.plain) == len(result.ours) == 2
+    assert result.ours_memory > 1
+
+
+def test_peak_memory_sees_what_a_call_held_for_a_moment():
+    size = 300 * 2**20
+    _, small = harness.timed(lambda: None, CPU)
+    _, large = harness.timed(lambda: torch.ones(size, dtype=torch.uint8), CPU)
+    assert large - small > 250
+
+
+def test_the_report_writes_table_json_and_figure(tmp_path, capsys):
+    harness.report("name", [comparison(note="n"), comparison(flop=1.0, peak=1.0)], device=CPU, out_path=str(tmp_path))
+    assert "2.00x" in capsys.readouterr().out
+    content = json.loads((tmp_path / "name.json").read_text())
+    assert [row["ratio"] for row in content["rows"]] == [2.0, 2.0]
+    assert {"torch", "git_commit", "device"} <= set(content["machine"])
+    assert (tmp_path / "name.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_gpu_that_is_not_there_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run_cli(train_step.main, ["--quick", "--device", "cuda"]) == 2
+    assert "--device cuda: torch sees no GPU here" in capsys.readouterr().err
