@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import multiprocessing
 import platform
 import resource
 import statistics
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,58 @@ def compare(
                 times[which].append(seconds * (scale if which == 0 else 1.0))
                 memory[which] = max(memory[which], peak)
     return Comparison(work, times[0], times[1], memory[0], memory[1], **details)
+
+
+def compare_processes(
+    work: str,
+    plain: Callable[[], Callable[[], object]],
+    ours: Callable[[], Callable[[], object]],
+    *,
+    device: torch.device,
+    repeats: int,
+    warmup: int = 1,
+    **details: Any,
+) -> Comparison:
+    """Like ``compare``, with each formulation in a process of its own, which takes turns with the other's.
+
+    For what is set per process, such as how the C library keeps memory; and each has a peak memory of its own.
+
+    Args:
+        work: What is computed, for the report.
+        plain: Makes the plain formulation's call, in its process; can be pickled.
+        ours: Makes ours.
+        device: Whose work is waited for, and whose memory is measured.
+        repeats: Timed runs of each.
+        warmup: Runs of each that do not count.
+        details: Further fields of Comparison.
+    """
+    context = multiprocessing.get_context("spawn")
+    ends, workers = [], []
+    for make in (plain, ours):
+        here, there = context.Pipe()
+        ends.append(here)
+        workers.append(context.Process(target=_work, args=(make, device, torch.get_num_threads(), there), daemon=True))
+        workers[-1].start()
+    times: tuple[list[float], list[float]] = ([], [])
+    memory = [0.0, 0.0]
+    for run in range(warmup + repeats):
+        for which, end in enumerate(ends):
+            end.send("go")
+            seconds, peak = end.recv()
+            memory[which] = max(memory[which], peak)
+            if run >= warmup:
+                times[which].append(seconds)
+    for end, worker in zip(ends, workers):
+        end.send("stop")
+        worker.join()
+    return Comparison(work, times[0], times[1], memory[0], memory[1], **details)
+
+
+def _work(make: Callable[[], Callable[[], object]], device: torch.device, threads: int, end: Connection) -> None:
+    torch.set_num_threads(threads)
+    call = make()
+    while end.recv() == "go":
+        end.send(timed(call, device))
 
 
 def timed(call: Callable[[], object], device: torch.device) -> tuple[float, float]:

@@ -99,6 +99,7 @@ class Work:
     def __init__(
         self, mode: str, model: str, precision: Precision, batch: int, size: int, device: torch.device
     ) -> None:
+        self.settings = mode, model, precision, batch, size, device
         self.mode, self.model, self.precision, self.batch, self.device = mode, model, precision, batch, device
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randint(0, 256, (8 * batch, 3, size, size), dtype=torch.uint8, generator=generator)
@@ -179,27 +180,12 @@ class Work:
         assert error <= gradient_limit, f"gradients differ by {error:.2g} of their norm"
 
     def compare(self, *, steps: int, repeats: int, compile_choice: str) -> harness.Comparison:
-        """Times both, ``steps`` steps a run."""
-        plain_step, our_step = self.plain(), self.ours(compile_choice=compile_choice)
-
-        def run(step: Callable[[int], object], prepare: Callable[[], None]) -> None:
-            prepare()
-            for number in range(steps):
-                step(number)
-
-        def prepare_plain() -> None:
-            torch_defaults(self.device)
-            acceleration.keep_freed_memory(False)
-
-        def prepare_ours() -> None:
-            self.precision.apply_to_products()
-            acceleration.keep_freed_memory()
-
+        """Times both, ``steps`` steps a run, in processes of their own."""
         dtype = torch.bfloat16 if self.precision.name == "bf16" else torch.float32
-        return harness.compare(
+        return harness.compare_processes(
             f"{self.mode}, {self.precision.name}",
-            partial(run, plain_step, prepare_plain),
-            partial(run, our_step, prepare_ours),
+            partial(plain_run, self.settings, steps),
+            partial(our_run, self.settings, steps, compile_choice),
             device=self.device,
             repeats=repeats,
             flop=steps * self.flop(),
@@ -213,6 +199,31 @@ class Work:
         with FlopCounterMode(display=False) as counter:
             step.ours()(0)
         return counter.get_total_flops()
+
+
+def plain_run(settings: tuple, steps: int) -> Callable[[], None]:
+    """A run of the plain formulation under PyTorch's defaults."""
+    step = Work(*settings).plain()
+
+    def run() -> None:
+        for number in range(steps):
+            step(number)
+
+    return run
+
+
+def our_run(settings: tuple, steps: int, compile_choice: str) -> Callable[[], None]:
+    """A run of ours, set up as contrast_main.py does."""
+    acceleration.keep_freed_memory()
+    work = Work(*settings)
+    work.precision.apply_to_products()
+    step = work.ours(compile_choice=compile_choice)
+
+    def run() -> None:
+        for number in range(steps):
+            step(number)
+
+    return run
 
 
 def relative_error(ours: nn.Module, expected: nn.Module) -> float:

@@ -139,17 +139,14 @@ def _forget_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def keep_freed_memory(keep: bool = True) -> None:
+def keep_freed_memory() -> None:
     """Has the C library keep freed memory for the next allocation instead of handing it back to the system (Linux).
 
     A training step on a CPU frees and allocates gigabytes of activations. Handed back, each comes again as fresh pages
     that the system must clear: up to a quarter of a step's time. What is kept is at most the step's own peak.
     """
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # names and numbers of malloc.h
-    values = {m_mmap_max: 0, m_trim_threshold: 2**31 - 1, m_top_pad: 2**28}
-    if not keep:
-        values = {m_mmap_max: 65536, m_trim_threshold: 2**17, m_top_pad: 0}
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or another system
         library = ctypes.CDLL(None)
-        for parameter, value in values.items():
+        for parameter, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**28)):
             library.mallopt(parameter, value)

@@ -28,9 +28,11 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        # In place: BatchNorm's and the sum's backward passes do not look at their outputs.
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))
+        out += self.shortcut(x)
+        return F.relu(out, inplace=True)
 
 
 class CifarResNet(ContrastiveEncoder):
@@ -54,7 +56,7 @@ class CifarResNet(ContrastiveEncoder):
             self.add_module(f"layer{stage}", layer)
 
     def penultimate(self, images: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(images)))
+        out = F.relu(self.bn1(self.conv1(images)), inplace=True)
         for stage in range(1, len(self.widths) + 1):
             out = getattr(self, f"layer{stage}")(out)
         return F.adaptive_avg_pool2d(out, 1).flatten(1)
