@@ -1,14 +1,16 @@
-"""Training and evaluation of one classifier on one labeled set."""
+"""Training and evaluation of classifiers on one labeled set, one per seed, in step with each other."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.graphs import GraphedStep, fork_join, make_streams
 from models.transform_layers import horizontal_flip
 from utils import Diverged, InputError, progress
 
@@ -76,100 +78,156 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 def train(
     network: nn.Module, data: LabeledImages, test: LabeledImages, *, seed: int, settings: Settings
 ) -> list[float]:
-    """Trains a network in place and returns its test accuracy after each epoch, in percent.
+    """train_together for one network: returns its test accuracy after each epoch, in percent."""
+    return train_together([network], data, test, seeds=[seed], settings=settings)[0]
+
+
+def train_together(
+    networks: Sequence[nn.Module], data: LabeledImages, test: LabeledImages, *, seeds: Sequence[int], settings: Settings
+) -> list[list[float]]:
+    """Trains one network per seed in place, all in step, and returns their test accuracies.
+
+    Each network ends as it would alone: on a CPU to the bit, on a GPU to rounding. On a GPU a step of all networks is
+    one CUDA graph, in which they run beside each other.
 
     Args:
-        network: On the device of the images.
+        networks: On the device of the images.
         data: What to train on, at least 2 images.
         test: What the accuracy is measured on.
-        seed: Seed of the orders and the flips.
+        seeds: Seed of the orders and the flips of each network.
         settings: The recipe and its numbers.
 
+    Returns:
+        Accuracy after each epoch in percent, one list per network.
+
     Raises:
-        Diverged: The loss is not finite.
+        Diverged: The loss of a network is not finite; all stop.
         InputError: There are too few images.
     """
-    # Fused: on a CPU the update of 11 M weights costs as much as the batch otherwise.
-    fused = True if data.labels.device.type == "cpu" else None
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr, fused=fused)
+    step = make_training_step(networks, data, lr=settings.lr)
+    count = make_counting_step(networks, data.labels.device)
     accuracies = []
     # Some of the GPU's convolutions add up in varying order; without them a seed repeats to the bit.
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        epochs = range(1, settings.epochs + 1)
-        for epoch in progress(epochs, description=f"seed {seed}", total=settings.epochs, unit="epoch"):
+        epochs, names = range(1, settings.epochs + 1), ", ".join(map(str, seeds))
+        for epoch in progress(epochs, description=f"seed {names}", total=settings.epochs, unit="epoch"):
             repeats = settings.recipe == "original" and epoch > 1
-            generator = epoch_generator(seed, 1 if repeats else epoch)
-            # The network has no dropout, so eval mode freezes BatchNorm's statistics and nothing else.
-            network.train(not repeats)
-            train_one_epoch(network, optimizer, data, generator=generator, batch_size=settings.batch_size, epoch=epoch)
-            accuracies.append(evaluate(network, test))
-    return accuracies
+            orders, flips = draw_epoch(seeds, epoch=1 if repeats else epoch, count=len(data.labels))
+            for network in networks:
+                # The network has no dropout, so eval mode freezes BatchNorm's statistics and nothing else.
+                network.train(not repeats)
+            losses = train_one_epoch(step, orders, flips, batch_size=settings.batch_size, device=data.labels.device)
+            _check_finite(losses, seeds=seeds, epoch=epoch, lr=settings.lr)
+            accuracies.append(evaluate(count, networks, test))
+    return [list(of_seed) for of_seed in zip(*accuracies)]
+
+
+def draw_epoch(seeds: Sequence[int], *, epoch: int, count: int) -> tuple[Tensor, Tensor]:
+    """Each seed's order of the images, int64 (S, N), and which of them to flip, by place in it, bool (S, N)."""
+    generators = [epoch_generator(seed, epoch) for seed in seeds]
+    draws = [(torch.randperm(count, generator=source), torch.rand(count, generator=source)) for source in generators]
+    return torch.stack([order for order, _ in draws]), torch.stack([draw < 0.5 for _, draw in draws])
+
+
+def make_training_step(networks: Sequence[nn.Module], data: LabeledImages, *, lr: float) -> GraphedStep:
+    """A step of Adam for each of S networks: image numbers, int64 (S, B), and flips, bool (S, B), to losses, (S,)."""
+    device = data.labels.device
+    on_gpu = device.type == "cuda"
+    optimizers = [
+        # Fused: on a CPU the update of 11 M weights costs as much as the batch otherwise.
+        torch.optim.Adam(network.parameters(), lr=lr, fused=True, capturable=on_gpu)
+        for network in networks
+    ]
+    streams = make_streams(len(networks), device)
+
+    def step(indices: Tensor, flips: Tensor) -> Tensor:
+        calls = [
+            functools.partial(_train_on_batch, *of_seed, data) for of_seed in zip(networks, optimizers, indices, flips)
+        ]
+        return torch.stack(fork_join(calls, streams))
+
+    return GraphedStep(step, modules=networks, optimizers=optimizers, enabled=on_gpu)
+
+
+def _train_on_batch(
+    network: nn.Module, optimizer: torch.optim.Optimizer, indices: Tensor, flips: Tensor, data: LabeledImages
+) -> Tensor:
+    logits = network(normalize(horizontal_flip(data.images[indices], flips)))
+    loss = nn.functional.cross_entropy(logits, data.labels[indices])
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
 def train_one_epoch(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: LabeledImages,
-    *,
-    generator: torch.Generator,
-    batch_size: int,
-    epoch: int,
-) -> dict[str, float]:
-    """One pass over the images in a drawn order, in the mode (train or eval) in which the network is.
+    step: GraphedStep, orders: Tensor, flips: Tensor, *, batch_size: int, device: torch.device
+) -> Tensor:
+    """One pass over the images in the given orders, in the mode (train or eval) in which the networks are.
 
     A last batch of a single image is left out: in train mode BatchNorm has no variance to divide by where the maps
     have become 1x1.
 
     Args:
-        generator: On the CPU; gives the order, then one flip per image.
-        epoch: For the error message.
+        step: Of make_training_step.
+        orders: int64, (S, N).
+        flips: bool, (S, N).
+        batch_size: Images per network and step.
+        device: Where the step runs.
 
     Returns:
-        ``loss``: mean cross-entropy of the images trained on.
+        Mean cross-entropy of each step's batch, per network: float64, (steps, S), on the CPU.
 
     Raises:
-        Diverged: The loss of a step is not finite.
         InputError: No batch has two images.
     """
-    count = len(data.labels)
-    device = data.labels.device
-    order = torch.randperm(count, generator=generator).to(device)
-    flips = (torch.rand(count, generator=generator) < 0.5).to(device)
-    batches = [
-        batch for batch in zip(order.split(batch_size), flips.split(batch_size), strict=True) if len(batch[0]) > 1
-    ]
-    if not batches:
+    count = orders.shape[1]
+    starts = [start for start in range(0, count, batch_size) if min(batch_size, count - start) > 1]
+    if not starts:
         raise InputError(f"training needs two images or more in a batch; got {count} images in batches of {batch_size}")
-    losses = []
-    for indices, flip in batches:
-        logits = network(normalize(horizontal_flip(data.images[indices], flip)))
-        loss = nn.functional.cross_entropy(logits, data.labels[indices])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
+    orders, flips = orders.to(device), flips.to(device)
+    losses = [step(orders[:, start : start + batch_size], flips[:, start : start + batch_size]) for start in starts]
     # Read once per epoch: a look at every step would make the GPU wait for the host.
-    values = torch.stack(losses).double().cpu()
-    _check_finite(values, epoch=epoch, lr=optimizer.param_groups[0]["lr"])
-    sizes = torch.tensor([len(indices) for indices, _ in batches], dtype=torch.float64)
-    return {"loss": float((values * sizes).sum() / sizes.sum())}
+    return torch.stack(losses).double().cpu()
 
 
-def _check_finite(losses: Tensor, *, epoch: int, lr: float) -> None:
-    bad = torch.nonzero(~torch.isfinite(losses))
-    if len(bad):
-        step = int(bad[0])
+def _check_finite(losses: Tensor, *, seeds: Sequence[int], epoch: int, lr: float) -> None:
+    bad = torch.nonzero(~torch.isfinite(losses)).tolist()
+    if bad:
+        step, place = bad[0]
         raise Diverged(
-            f"the loss became {float(losses[step])} in epoch {epoch}, step {step + 1}, at learning rate {lr:g}; "
-            "lower --lr"
+            f"seed {seeds[place]}: the loss became {float(losses[step, place])} in epoch {epoch}, step {step + 1}, "
+            f"at learning rate {lr:g}; lower --lr"
         )
 
 
-@torch.no_grad()
-def evaluate(network: nn.Module, test: LabeledImages) -> float:
-    """Accuracy on the test images in percent; leaves the network in eval mode."""
-    network.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=test.labels.device)
-    for images, labels in zip(test.images.split(EVALUATION_BATCH), test.labels.split(EVALUATION_BATCH), strict=True):
-        correct += (network(normalize(images)).argmax(1) == labels).sum()
-    return 100 * int(correct) / len(test.labels)
+def make_counting_step(networks: Sequence[nn.Module], device: torch.device) -> GraphedStep:
+    """Images, uint8 (B, 3, H, W), and their labels, (B,), to the number that each of S networks gets right, (S,)."""
+    streams = make_streams(len(networks), device)
+
+    @torch.no_grad()
+    def count(images: Tensor, labels: Tensor) -> Tensor:
+        inputs = normalize(images)
+        calls = [functools.partial(_count_correct, network, inputs, labels) for network in networks]
+        return torch.stack(fork_join(calls, streams))
+
+    return GraphedStep(count, modules=networks, enabled=device.type == "cuda")
+
+
+def _count_correct(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    return (network(inputs).argmax(1) == labels).sum()
+
+
+def evaluate(count: GraphedStep, networks: Sequence[nn.Module], test: LabeledImages) -> list[float]:
+    """Each network's accuracy on the test images in percent; leaves the networks in eval mode.
+
+    Args:
+        count: make_counting_step of these networks.
+        networks: S of them.
+        test: What the accuracy is measured on.
+    """
+    for network in networks:
+        network.eval()
+    batches = zip(test.images.split(EVALUATION_BATCH), test.labels.split(EVALUATION_BATCH), strict=True)
+    correct = torch.stack([count(images, labels) for images, labels in batches]).sum(0)
+    return [100 * number / len(test.labels) for number in correct.tolist()]

@@ -24,11 +24,12 @@ if not __package__:  # run as a script: Python has put this folder on the path, 
     sys.path.insert(0, str(ROOT))
 
 from common import distributed  # noqa: E402
+from common.acceleration import keep_freed_memory  # noqa: E402
 from common.arguments import Parser, add_classifier_args, add_data_args, add_process_args, split_settings  # noqa: E402
 from common.plots import plot_accuracy  # noqa: E402
 from datasets import Dataset, Split, load_data_and_split  # noqa: E402
 from datasets.index_files import default_index_dir, index_path, read_index_file  # noqa: E402
-from train_classifier.engine import LabeledImages, Settings, train  # noqa: E402
+from train_classifier.engine import LabeledImages, Settings, train_together  # noqa: E402
 from train_classifier.network import build_network  # noqa: E402
 from train_classifier.results import Row, append_row, find_row, format_table, read_rows, summarize  # noqa: E402
 from utils import InputError, int64_digest, log, require_writable, run_cli  # noqa: E402
@@ -74,17 +75,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     cycles = read_cycles(index_dir, numbers, data=data, split=split)
     settings = Settings(recipe=args.recipe, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr)
     seeds = range(args.seed, args.seed + args.runs)
+    together = args.seeds_together or (len(seeds) if device.type == "cuda" else 1)
     results, figure = out_dir / "results.csv", out_dir / "accuracy.png"
     require_writable(out_dir, "--out_path")
     read_rows(results)  # a damaged file is reported before the training, not after it
     out_dir.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     log(
         f"{args.dataset}, mismatch {args.mismatch:g}: {len(cycles)} cycle(s) of {index_dir}, {args.runs} seed(s) each, "
-        f"recipe {args.recipe}, {args.epochs} epoch(s), {len(split.test)} test images, on {device}"
+        f"{min(together, args.runs)} at a time, recipe {args.recipe}, {args.epochs} epoch(s), "
+        f"{len(split.test)} test images, on {device}"
     )
     test = LabeledImages.from_numpy(*test_set(data, split), device)
     for cycle in cycles:
-        train_cycle(cycle, test, num_classes=len(split.target_classes), seeds=seeds, settings=settings, results=results)
+        train_cycle(
+            cycle,
+            test,
+            num_classes=len(split.target_classes),
+            seeds=seeds,
+            together=together,
+            settings=settings,
+            results=results,
+        )
     shown = cycles + other_cycles(index_dir, range(args.split + 1), beside=cycles, data=data, split=split)
     report(shown, seeds=seeds, settings=settings, results=results, figure=figure)
 
@@ -200,26 +212,50 @@ def other_cycles(
 
 
 def train_cycle(
-    cycle: Cycle, test: LabeledImages, *, num_classes: int, seeds: Sequence[int], settings: Settings, results: Path
+    cycle: Cycle,
+    test: LabeledImages,
+    *,
+    num_classes: int,
+    seeds: Sequence[int],
+    together: int,
+    settings: Settings,
+    results: Path,
 ) -> None:
-    """Trains one classifier per seed on one cycle and adds each to results.csv; those that stand there are kept."""
+    """Trains one classifier per seed on one cycle and adds each to results.csv; those that stand there are kept.
+
+    Args:
+        cycle: What to train on.
+        test: On the device that trains.
+        num_classes: Outputs of the classifiers.
+        seeds: One classifier each.
+        together: How many of them are trained in step; an interruption loses them all.
+        settings: How they are trained.
+        results: results.csv.
+    """
     data = LabeledImages.from_numpy(cycle.images, cycle.classes, test.labels.device)
-    for seed in seeds:
-        identity = {**cycle.columns, **dataclasses.asdict(settings), "seed": seed}
-        row = find_row(read_rows(results), identity)
-        source = f"kept from {results.name}"
-        if row is None:
-            start = time.perf_counter()
-            network = build_network(num_classes, seed=seed).to(test.labels.device)
-            accuracies = train(network, data, test, seed=seed, settings=settings)
-            seconds = round(time.perf_counter() - start, 3)
-            source = f"{seconds:.1f} s"
-            row = Row(**identity, accuracy=accuracies[-1], best_epoch_accuracy=max(accuracies), seconds=seconds)
+    columns = {**cycle.columns, **dataclasses.asdict(settings)}
+    kept = {seed: find_row(read_rows(results), {**columns, "seed": seed}) for seed in seeds}
+    for row in filter(None, kept.values()):
+        log_row(row, f"kept from {results.name}")
+    missing = [seed for seed, row in kept.items() if row is None]
+    for start in range(0, len(missing), together):
+        group = missing[start : start + together]
+        begin = time.perf_counter()
+        networks = [build_network(num_classes, seed=seed).to(test.labels.device) for seed in group]
+        accuracies = train_together(networks, data, test, seeds=group, settings=settings)
+        seconds = round((time.perf_counter() - begin) / len(group), 3)
+        for seed, reached in zip(group, accuracies, strict=True):
+            row = Row(**columns, seed=seed, accuracy=reached[-1], best_epoch_accuracy=max(reached), seconds=seconds)
             append_row(results, row)
-        log(
-            f"cycle {row.cycle}, seed {seed}: {row.labeled} labeled, accuracy {row.accuracy:.2f} % after epoch "
-            f"{row.epochs} ({row.best_epoch_accuracy:.2f} % at the best epoch, picked on the test set), {source}"
-        )
+            log_row(row, f"{seconds:.1f} s" + (f" (of {len(group)} together)" if len(group) > 1 else ""))
+
+
+def log_row(row: Row, source: str) -> None:
+    """Prints a classifier's accuracy and where it comes from."""
+    log(
+        f"cycle {row.cycle}, seed {row.seed}: {row.labeled} labeled, accuracy {row.accuracy:.2f} % after epoch "
+        f"{row.epochs} ({row.best_epoch_accuracy:.2f} % at the best epoch, picked on the test set), {source}"
+    )
 
 
 def report(cycles: Sequence[Cycle], *, seeds: Sequence[int], settings: Settings, results: Path, figure: Path) -> None:

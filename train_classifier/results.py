@@ -26,7 +26,7 @@ class Row:
         index_digest: SHA-256 of the labeled list as little-endian int64 (of its content: the index file also holds
             seconds, which vary from run to run).
         data_digest: SHA-256 of the train and test images and labels used: the same indices may point into other data.
-        seconds: Time that the training took.
+        seconds: Time that the training took; of seeds trained together, their time divided by their number.
     """
 
     dataset: str

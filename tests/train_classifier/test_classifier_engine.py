@@ -7,25 +7,32 @@ import torch
 import torchvision
 from torch import nn
 
+from common.graphs import GraphedStep
 from models.transform_layers import horizontal_flip
 from train_classifier import engine
 from train_classifier.engine import (
     LabeledImages,
     Settings,
+    draw_epoch,
     epoch_generator,
     evaluate,
+    make_counting_step,
+    make_training_step,
     normalize,
     train,
     train_one_epoch,
+    train_together,
 )
 from train_classifier.network import build_network
-from utils import InputError
+from utils import Diverged, InputError
+
+CPU = torch.device("cpu")
 
 
-def make_images(count: int, *, size: int = 8, seed: int = 0) -> LabeledImages:
+def make_images(count: int, *, size: int = 8, seed: int = 0, device: torch.device = CPU) -> LabeledImages:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
-    return LabeledImages(images, torch.arange(count) % 2)
+    return LabeledImages(images.to(device), (torch.arange(count) % 2).to(device))
 
 
 def make_settings(**changes) -> Settings:
@@ -60,6 +67,12 @@ def record(settings: Settings, *, count: int = 12) -> tuple[Recorder, list[list[
 def equal_states(first: nn.Module, second: nn.Module) -> bool:
     others = second.state_dict()
     return all(torch.equal(value, others[name]) for name, value in first.state_dict().items())
+
+
+def assert_close_states(first: nn.Module, second: nn.Module) -> None:
+    others = second.state_dict()
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(value, others[name], rtol=1e-5, atol=1e-5)
 
 
 def test_network_is_torchvisions_and_leaves_the_global_state():
@@ -97,31 +110,25 @@ def test_an_epoch_sees_each_image_once_and_mirrors_about_half():
 
 def test_evaluate_equals_a_slow_loop(monkeypatch):
     monkeypatch.setattr(engine, "EVALUATION_BATCH", 10)
-    network, test = build_network(2, seed=0), make_images(23)
-    network.train()
-    accuracy = evaluate(network, test)
-    network.eval()
-    right = 0
-    with torch.no_grad():
-        for image, label in zip(test.images, test.labels, strict=True):
-            right += int(network(normalize(image[None])).argmax()) == int(label)
-    assert accuracy == 100 * right / 23
+    networks, test = [build_network(2, seed=seed).train() for seed in (0, 1)], make_images(23)
+    accuracies = evaluate(make_counting_step(networks, CPU), networks, test)
+    for network, accuracy in zip(networks, accuracies, strict=True):
+        network.eval()
+        right = 0
+        with torch.no_grad():
+            for image, label in zip(test.images, test.labels, strict=True):
+                right += int(network(normalize(image[None])).argmax()) == int(label)
+        assert accuracy == 100 * right / 23
 
 
 def test_one_epoch_equals_a_slow_loop():
     data, fast, slow = make_images(10), build_network(2, seed=0).train(), build_network(2, seed=0).train()
-    metrics = train_one_epoch(
-        fast,
-        torch.optim.Adam(fast.parameters(), lr=1e-3),
-        data,
-        generator=epoch_generator(7, 1),
-        batch_size=4,
-        epoch=1,
-    )
+    orders, flips = draw_epoch([7], epoch=1, count=10)
+    losses = train_one_epoch(make_training_step([fast], data, lr=1e-3), orders, flips, batch_size=4, device=CPU)
     generator = epoch_generator(7, 1)
     order, draws = torch.randperm(10, generator=generator).tolist(), torch.rand(10, generator=generator).tolist()
-    optimizer = torch.optim.Adam(slow.parameters(), lr=1e-3)
-    total = 0.0
+    optimizer = torch.optim.Adam(slow.parameters(), lr=1e-3, fused=True)
+    slow_losses = []
     for start in (0, 4, 8):
         places = range(start, min(start + 4, 10))
         batch = [data.images[order[i]].flip(2) if draws[i] < 0.5 else data.images[order[i]] for i in places]
@@ -130,9 +137,61 @@ def test_one_epoch_equals_a_slow_loop():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.item() * len(labels)
+        slow_losses.append([loss.item()])
     assert equal_states(fast, slow)
-    assert metrics["loss"] == pytest.approx(total / 10)
+    assert losses.tolist() == slow_losses
+
+
+def train_alone_and_together(settings: Settings, *, count: int, device: torch.device = CPU) -> list[list]:
+    """For each of three seeds: networks and accuracies after training alone, and after training together."""
+    data, test = make_images(count, size=16, device=device), make_images(7, seed=1, size=16, device=device)
+    seeds = [4, 0, 9]
+    networks = [build_network(2, seed=seed).to(device) for seed in seeds]
+    accuracies = train_together(networks, data, test, seeds=seeds, settings=settings)
+    runs = []
+    for seed, *together in zip(seeds, networks, accuracies, strict=True):
+        alone = build_network(2, seed=seed).to(device)
+        runs.append([alone, train(alone, data, test, seed=seed, settings=settings), *together])
+    return runs
+
+
+@pytest.mark.parametrize("recipe", ["proper", "original"])
+@pytest.mark.parametrize("count", [8, 11, 9], ids=["even", "tail", "dropped"])
+def test_seeds_together_equal_seeds_alone_to_the_bit(recipe, count):
+    runs = train_alone_and_together(make_settings(recipe=recipe, epochs=2), count=count)
+    for alone, alone_accuracies, together, together_accuracies in runs:
+        assert equal_states(alone, together)
+        assert alone_accuracies == together_accuracies and len(alone_accuracies) == 2
+    assert not torch.equal(runs[0][0].conv1.weight, runs[1][0].conv1.weight)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", ["proper", "original"])
+@pytest.mark.parametrize("count", [8, 11, 9], ids=["even", "tail", "dropped"])
+def test_seeds_together_equal_seeds_alone_on_a_gpu(recipe, count):
+    runs = train_alone_and_together(
+        make_settings(recipe=recipe, epochs=2), count=count, device=torch.device("cuda", torch.cuda.current_device())
+    )
+    for alone, alone_accuracies, together, together_accuracies in runs:
+        assert_close_states(alone, together)
+        assert alone_accuracies == together_accuracies
+
+
+@pytest.mark.gpu
+def test_graphs_equal_eager_steps_on_a_gpu(monkeypatch, capsys):
+    device, settings = torch.device("cuda", torch.cuda.current_device()), make_settings(recipe="original", epochs=2)
+    data = make_images(11, size=32, device=device)
+    runs = []
+    for enabled in (True, False):
+        monkeypatch.setattr(
+            engine, "GraphedStep", lambda *_, enabled, choice=enabled, **kw: GraphedStep(*_, enabled=choice, **kw)
+        )
+        networks = [build_network(2, seed=seed).to(device) for seed in (0, 1)]
+        runs.append((networks, train_together(networks, data, data, seeds=[0, 1], settings=settings)))
+    for graphed, eager in zip(runs[0][0], runs[1][0], strict=True):
+        assert_close_states(graphed, eager)
+    assert runs[0][1] == runs[1][1]
+    assert "warning" not in capsys.readouterr().out, "the graphs were recorded"
 
 
 @pytest.mark.parametrize("size", [8, 16])
@@ -198,7 +257,17 @@ def test_recipes_agree_on_epoch_1():
     assert equal_states(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1]
 
 
-def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_rate():
+def test_a_loss_that_is_not_finite_stops_with_seed_epoch_step_and_rate():
     data = make_images(12)
-    with pytest.raises(InputError, match=r"loss became (nan|inf) in epoch 1, step 2, at learning rate 1e\+30"):
-        train(build_network(2, seed=0), data, data, seed=0, settings=make_settings(lr=1e30))
+    with pytest.raises(
+        Diverged, match=r"seed 3: the loss became (nan|inf) in epoch 1, step 2, at learning rate 1e\+30"
+    ):
+        train(build_network(2, seed=0), data, data, seed=3, settings=make_settings(lr=1e30))
+
+
+def test_the_seed_that_diverged_is_named():
+    networks, data = [build_network(2, seed=0) for _ in range(3)], make_images(12)
+    with torch.no_grad():
+        networks[1].fc.bias[0] = float("nan")
+    with pytest.raises(Diverged, match="seed 8: the loss became nan in epoch 1, step 1, at learning rate 0.0005"):
+        train_together(networks, data, data, seeds=[7, 8, 9], settings=make_settings())

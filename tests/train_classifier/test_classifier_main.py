@@ -78,12 +78,15 @@ def never_trains(monkeypatch) -> None:
     def refuse(*_, **__):
         raise AssertionError("training began")
 
-    monkeypatch.setattr(command, "train", refuse)
+    monkeypatch.setattr(command, "train_together", refuse)
 
 
 @pytest.fixture
 def trains_at_once(monkeypatch) -> None:
-    monkeypatch.setattr(command, "train", lambda *_, seed, **__: [60.0 + seed, 50.0 + seed])
+    def train(networks, data, test, *, seeds, settings):
+        return [[60.0 + seed, 50.0 + seed] for seed in seeds]
+
+    monkeypatch.setattr(command, "train_together", train)
 
 
 def table(place: Place) -> list[dict[str, str]]:
@@ -119,11 +122,11 @@ def test_all_cycles_and_seeds_in_order(place, capfd):
 def test_class_numbers_are_places_among_the_target_classes(place, monkeypatch):
     seen = {}
 
-    def note(network, data, test, *, seed, settings):
-        seen.update(train=data.labels.tolist(), test=test.labels.tolist(), outputs=network.fc.out_features)
-        return [50.0]
+    def note(networks, data, test, *, seeds, settings):
+        seen.update(train=data.labels.tolist(), test=test.labels.tolist(), outputs=networks[0].fc.out_features)
+        return [[50.0] for _ in seeds]
 
-    monkeypatch.setattr(command, "train", note)
+    monkeypatch.setattr(command, "train_together", note)
     main(place.words("--number", "0"))
     assert seen["train"] == [{2: 0, 0: 1}[index % 3] for index in place.split.labeled]
     assert seen["test"] == [1, 0] * 4  # test labels 0 2 0 2 ...; class 2 is named first
@@ -142,6 +145,35 @@ def test_a_restart_trains_only_what_is_missing_and_to_the_same_bit(place, capfd)
     without_seconds = [line.rsplit(",", 1)[0] for line in (lines[2], again[4])]
     assert len(again) == 5 and without_seconds[0] == without_seconds[1]
     assert capfd.readouterr().out.count("kept from results.csv") == 3
+
+
+def without_seconds(place: Place) -> list[dict[str, str]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in table(place)]
+
+
+@pytest.mark.parametrize("together", ["2", "5"])
+def test_seeds_trained_together_give_the_same_rows(place, capfd, together):
+    main(place.words())
+    alone = without_seconds(place)
+    (place.out / "results.csv").unlink()
+    capfd.readouterr()
+    main(place.words("--seeds_together", together))
+    assert without_seconds(place) == alone
+    printed = capfd.readouterr().out
+    assert "2 at a time" in printed and printed.count("(of 2 together)") == 4
+
+
+def test_only_missing_seeds_are_trained_together(place, monkeypatch):
+    groups = []
+
+    def note(networks, data, test, *, seeds, settings):
+        groups.append(list(seeds))
+        return [[50.0] for _ in seeds]
+
+    monkeypatch.setattr(command, "train_together", note)
+    main(place.words("--number", "0", "--runs", "1", "--seed", "2"))
+    main(place.words("--number", "0", "--runs", "5", "--seeds_together", "3"))
+    assert groups == [[2], [0, 1, 3], [4]]
 
 
 def test_rows_of_other_settings_are_kept(place, trains_at_once):
