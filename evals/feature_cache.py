@@ -75,7 +75,8 @@ def find(folder: Path, name: str, wanted: dict[str, Any], indices: np.ndarray) -
             "that run, remove them, or give another --feature_cache"
         )
     features = MappedFeatures(path)
-    if features.shape[0] != len(indices) or features.dtype != getattr(torch, wanted["dtype"]):
+    expected = len(indices), len(wanted["shift_numbers"]), getattr(torch, wanted["dtype"])
+    if (*features.shape[:2], features.dtype) != expected:
         raise InputError(
             f"{path} holds {features.dtype} {tuple(features.shape)}, not what {record_path} says: remove both"
         )

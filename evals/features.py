@@ -52,10 +52,10 @@ class MappedFeatures:
 
     def _map(self) -> np.ndarray:
         try:
-            return np.load(self._path, mmap_mode="r", allow_pickle=False)
+            return np.lib.format.open_memmap(self._path, mode="r")  # np.load would open an archive as well
         except FileNotFoundError:
             raise InputError(f"{self._path} does not exist") from None
-        except (ValueError, EOFError, OSError) as error:
+        except Exception as error:  # a damaged header raises nearly anything
             raise InputError(f"{self._path} is damaged ({error}): remove it to extract the features again") from None
 
 
