@@ -700,3 +700,120 @@ def test_index_files_are_json_that_ends_in_a_newline(place):
     text = index_path(place.out, 1).read_text()
     assert text.endswith("}\n")
     assert json.loads(text)["format_version"] == 1
+
+
+# Features kept on disk
+
+
+def test_kept_features_give_the_same_files(place, tmp_path, capsys):
+    runs, printed = [], []
+    cache = tmp_path / "cache"
+    for name, more in (("plain", []), ("first", ["--feature_cache"]), ("second", ["--feature_cache"])):
+        words = [word for flag in more for word in (flag, str(cache))]
+        assert run(place.words(*words, "--index_dir", str(tmp_path / name))) == 0
+        runs.append(without_seconds(place.cycles(tmp_path / name)))
+        printed.append(capsys.readouterr().out)
+    assert runs[0] == runs[1] == runs[2]
+    assert len(runs[0]) == 3
+    assert files_in(cache) == sorted(f"{name}.{end}" for name in SHIFTS for end in ("npy", "json"))
+    count = len(np.concatenate([place.split().unlabeled, place.split().labeled]))
+    kept = [f"{name} features of {count} images: kept from {cache}" for name in SHIFTS]
+    assert [[line in out for line in kept] for out in printed] == [[False] * 2, [False] * 2, [True] * 2]
+
+
+def test_kept_features_serve_another_strategy_and_only_what_lacks_is_made(place, tmp_path, capsys):
+    cache, again = ["--feature_cache", str(tmp_path / "cache")], ["--index_dir", str(tmp_path / "again")]
+    assert run(place.words(*cache, "--strategy", "semantic")) == 0
+    capsys.readouterr()
+    assert run(place.words(*cache, *again)) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"semantic features of \d+ images: kept from", out)
+    assert re.search(r"distinctive features of \d+ images: [\d.]+ s", out)
+    assert run(place.words("--index_dir", str(tmp_path / "plain"))) == 0
+    assert without_seconds(place.cycles(tmp_path / "again")) == without_seconds(place.cycles(tmp_path / "plain"))
+
+
+def test_two_processes_with_a_cache_write_what_one_does(place, tmp_path, root, capsys):
+    assert run(place.words("--feature_cache", str(tmp_path / "one"))) == 0
+    words = place.words("--feature_cache", str(tmp_path / "two"), "--index_dir", str(tmp_path / "made"))
+    status, printed, errors = run_program([*LAUNCH, str(root / "active_main.py"), *words], cwd=tmp_path)
+    assert status == 0, errors
+    assert without_seconds(place.cycles(tmp_path / "made")) == without_seconds(place.cycles())
+    assert files_in(tmp_path / "two") == files_in(tmp_path / "one")
+    for path in files_in(tmp_path / "one"):
+        assert (tmp_path / "two" / path).read_bytes() == (tmp_path / "one" / path).read_bytes()
+    capsys.readouterr()
+    assert run(place.words("--feature_cache", str(tmp_path / "two"), "--index_dir", str(tmp_path / "kept"))) == 0
+    assert capsys.readouterr().out.count(f"kept from {tmp_path / 'two'}") == 2
+    assert without_seconds(place.cycles(tmp_path / "kept")) == without_seconds(place.cycles())
+
+
+OTHER_FEATURES = {
+    "seed": (None, "--seed 1", "seed"),
+    "views": (None, "--ood_samples 2", "views"),
+    "crop": (None, "--resize_factor 0.3", "augmentation"),
+    "numbers": (None, "--feature_dtype float16", "dtype"),
+    "labeled set": (
+        lambda place: [(place.model(name).parent / "args.json").unlink() for name in SHIFTS],
+        "--mismatch 0.2",
+        "images, indices",
+    ),
+    "checkpoint": (lambda place: resave(place, "semantic", seed=9), "", "checkpoint"),
+}
+
+
+@pytest.mark.parametrize(("change", "more", "named"), OTHER_FEATURES.values(), ids=OTHER_FEATURES)
+def test_features_of_other_flags_are_one_line_and_stay(place, tmp_path, capsys, change, more, named):
+    cache = ["--feature_cache", str(tmp_path / "cache")]
+    assert run(place.words(*cache, "--index_dir", str(tmp_path / "first"))) == 0
+    before = {path: (tmp_path / "cache" / path).read_bytes() for path in files_in(tmp_path / "cache")}
+    assert len(before) == 4
+    if change:
+        change(place)
+    capsys.readouterr()
+    assert run(place.words(*cache, *more.split())) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1, errors
+    assert f"the semantic features in {tmp_path / 'cache'} were made with another {named}: give" in errors[0]
+    assert {path: (tmp_path / "cache" / path).read_bytes() for path in files_in(tmp_path / "cache")} == before
+    assert not place.out.exists()
+
+
+SPEED_FLAGS = {
+    "tf32": (None, "--precision tf32", "--precision tf32 is a format of GPUs; on the CPU choose auto, fp32 or bf16"),
+    "unknown precision": (None, "--precision fp16", "--precision: invalid choice: 'fp16'"),
+    "unknown numbers": (None, "--feature_dtype bfloat16", "--feature_dtype: invalid choice: 'bfloat16'"),
+    "cache is a file": (
+        lambda place: (place.folder / "cache").write_text("mine"),
+        "--feature_cache {folder}/cache",
+        "--feature_cache",
+    ),
+    "cache below a file": (
+        lambda place: (place.folder / "file").write_text("mine"),
+        "--feature_cache {folder}/file/cache",
+        "--feature_cache",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "more", "message"), SPEED_FLAGS.values(), ids=SPEED_FLAGS)
+def test_flags_of_speed_that_cannot_be_followed_are_one_line(place, capsys, change, more, message):
+    if change:
+        change(place)
+    before = files_in(place.folder)
+    assert run(place.words(*more.format(folder=place.folder).split())) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1, errors
+    assert message in errors[0]
+    assert files_in(place.folder) == before
+
+
+def test_half_precision_features_in_memory_and_on_disk_select_the_same(place, tmp_path):
+    runs = []
+    for name, more in (("memory", []), ("disk", ["--feature_cache", str(tmp_path / "cache")])):
+        words = place.words("--feature_dtype", "float16", "--index_dir", str(tmp_path / name), *more)
+        assert run(words) == 0
+        runs.append(without_seconds(place.cycles(tmp_path / name)))
+    assert runs[0] == runs[1]
+    assert runs[0][0]["settings"]["feature_dtype"] == "float16"
+    assert np.load(tmp_path / "cache" / "semantic.npy").dtype == np.float16
