@@ -21,7 +21,7 @@ from common.acceleration import Precision
 from datasets import load_data_and_split
 from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
-from training.engine import Forward, Objective, make_forward, probe_accuracy, steps_per_epoch, train_one_epoch
+from training.engine import Objective, make_forward, probe_accuracy, steps_per_epoch, train_one_epoch
 from training.objectives import DistinctiveObjective, SemanticObjective
 from training.optim import LearningRate, build_optimizer
 from utils import LOG_FILE, InputError, RunLog, log, require_writable, run_cli, set_seed
@@ -110,9 +110,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoint.write_args(folder, settings, split_digest=split.digest, processes=distributed.world_size())
         announce(settings, count=len(indices), steps=steps, device=device, folder=folder, done=done)
 
-        forward = make_forward(model, objective, images, labels)
+        compiled_for = None
         if compiled:
-            forward = compile_forward(forward, encoder, indices[: args.batch_size])
+            log("compiling the training step, once, for about a minute")
+            encoder.train()
+            compiled_for = indices[: args.batch_size]
+        forward = make_forward(model, objective, images, labels, compiled_for=compiled_for)
         run_log = RunLog(folder, enabled=distributed.is_main(), done=done)
         for epoch in range(done + 1, args.epochs + 1):
             stats = train_one_epoch(
@@ -217,19 +220,6 @@ def build_objective(
     kind = SemanticObjective if mode == "semantic" else DistinctiveObjective
     return kind(
         augmentation, temperature=temperature, seed=seed, shift=shift, sim_lambda=sim_lambda, precision=precision
-    )
-
-
-def compile_forward(forward: Forward, encoder: nn.Module, chosen: Tensor) -> Forward:
-    """The forward pass compiled for batches like ``chosen``, or as it is where that fails."""
-    log("compiling the training step, once, for about a minute")
-    encoder.train()
-    return acceleration.compile_step(
-        forward,
-        (chosen, torch.ones((), dtype=torch.int64, device=chosen.device)),
-        parameters=encoder.parameters(),
-        buffers=encoder.buffers(),
-        device=chosen.device,
     )
 
 

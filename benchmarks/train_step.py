@@ -143,17 +143,16 @@ class Work:
             build_optimizer("sgd", main, lr=0.1, weight_decay=1e-6),
             build_optimizer("adam", encoder.linear.parameters(), lr=1e-3, weight_decay=1e-6),
         )
-        forward = make_forward(encoder, self.objective, self.images.to(self.device), self.labels.to(self.device))
         choices = [chosen.to(self.device) for chosen in self.choices]
         epoch = torch.ones((), dtype=torch.int64, device=self.device)
-        if acceleration.wants_compilation(compile_choice, self.device, processes=1):
-            forward = acceleration.compile_step(
-                forward,
-                (choices[0], epoch),
-                parameters=encoder.parameters(),
-                buffers=encoder.buffers(),
-                device=self.device,
-            )
+        compiled = acceleration.wants_compilation(compile_choice, self.device, processes=1)
+        forward = make_forward(
+            encoder,
+            self.objective,
+            self.images.to(self.device),
+            self.labels.to(self.device),
+            compiled_for=choices[0] if compiled else None,
+        )
 
         def step(number: int) -> Tensor:
             loss, _ = forward(choices[number % len(choices)], epoch)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common import distributed
-from common.acceleration import FP32, Precision
+from common.acceleration import FP32, Precision, compile_step
 from models.counter_random import make_keys
 from training.objectives import Batch
 from training.optim import LearningRate
@@ -23,18 +23,36 @@ Objective = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
 Forward = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
-def make_forward(encoder: nn.Module, objective: Objective, images: Tensor, labels: Tensor) -> Forward:
-    """A step's forward pass, from the choice of images to the loss, as one function that can be compiled.
+def make_forward(
+    encoder: nn.Module, objective: Objective, images: Tensor, labels: Tensor, *, compiled_for: Tensor | None = None
+) -> Forward:
+    """A step's forward pass, from the choice of images to the loss.
 
     Args:
-        encoder: Wrapped for several processes.
+        encoder: Wrapped for several processes; in train mode where it is to be compiled.
         objective: Semantic or distinctive.
         images: All train images, uint8 (M, 3, H, W), on the device.
         labels: Of all train images, (M,).
+        compiled_for: Indices of a batch like those to come, (B,): the pass is compiled, augmentation and all. None
+            leaves it as it is.
     """
 
+    def compute(pixels: Tensor, targets: Tensor, chosen: Tensor, epoch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return objective(encoder, Batch(pixels.float() / 255, targets, chosen, epoch))
+
+    if compiled_for is not None:
+        epoch = torch.ones((), dtype=torch.int64, device=images.device)
+        compute = compile_step(
+            compute,
+            (images[compiled_for], labels[compiled_for], compiled_for, epoch),
+            parameters=encoder.parameters(),
+            buffers=encoder.buffers(),
+            device=images.device,
+        )
+
     def forward(chosen: Tensor, epoch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return objective(encoder, Batch(images[chosen].float() / 255, labels[chosen], chosen, epoch))
+        # Outside of what is compiled: CUDA graphs copy their inputs, which should not be the whole data set.
+        return compute(images[chosen], labels[chosen], chosen, epoch)
 
     return forward
 
