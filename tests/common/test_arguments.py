@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import active_main
 from common import arguments
 from common.arguments import (
     Parser,
@@ -101,6 +102,7 @@ BOUNDS = {
     ("classifier", "--split"): NATURAL,
     ("classifier", "--number"): NATURAL,
     ("classifier", "--runs"): POSITIVE_INT,
+    ("classifier", "--seeds_together"): POSITIVE_INT,
     ("classifier", "--epochs"): POSITIVE_INT,
     ("classifier", "--batch_size"): ({"2": 2, "32": 32}, ["1", "0", "-2", *NOT_WHOLE]),
     ("classifier", "--lr"): POSITIVE,
@@ -267,7 +269,7 @@ DEFAULTS = {
         "no_strict": False,
         "resume_path": None,
     },
-    "query": {"target": 1500, "test_batch_size": 100, "ood_samples": 1, "split": 5, "print_score": False, "t": 0.9},
+    "query": {"target": 1500, "ood_samples": 1, "split": 5, "print_score": False, "t": 0.9},
     "classifier": {"batch_size": 32, "lr": 5e-4, "epochs": 100, "runs": 5, "split": 5, "number": None, "cuda": False},
 }
 
@@ -276,6 +278,10 @@ DEFAULTS = {
 def test_defaults_are_the_originals(command):
     args = vars(parsed(command))
     assert {name: args[name] for name in DEFAULTS[command]} == DEFAULTS[command]
+
+
+def test_the_querys_batch_is_the_originals_on_a_cpu():
+    assert parsed("query").test_batch_size is None and active_main.CPU_BATCH == 100
 
 
 # Refusals
