@@ -34,6 +34,7 @@ from utils import run_cli
 SHIFTS = {"semantic": 1, "distinctive": 4}
 DRAWS = 1 + 7 + 2 * CROP_ATTEMPTS + 2
 CLASSES = 10
+PARTS = ("channels_last", "fused", "kept_memory")  # besides --precision and --compile
 # Relative error of the loss, and of all gradients together (norm of the difference over the norm). The gradients' are
 # wide because ReLU has a kink: in double precision, noise of 1e-7 on a ResNet-18's images moves its gradients by 4e-3.
 TOLERANCE = {"fp32": (1e-5, 3e-2), "tf32": (1e-2, 2e-1), "bf16": (2e-2, 4e-1)}
@@ -58,6 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--image_size", type=positive_int, default=32, metavar="PIXELS", help="height and width")
     group.add_argument("--steps", type=positive_int, help="steps per timed run (default: 2; on GPUs 50)")
+    group.add_argument(
+        "--without", choices=PARTS, nargs="+", default=[], help="leave these parts of ours out, to see what each gains"
+    )
     group.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="as of contrast_main.py")
     return parser
 
@@ -79,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if args.quick:
                 print(f"{mode} {name}: both agree")
                 continue
-            rows.append(work.compare(steps=steps, repeats=args.repeats, compile_choice=args.compile))
+            rows.append(work.compare(steps, args.repeats, compile_choice=args.compile, without=args.without))
     if rows:
         harness.report("train_step", rows, device=device, out_path=args.out_path)
 
@@ -135,14 +139,18 @@ class Work:
         step.encoder = encoder
         return step
 
-    def ours(self, *, compile_choice: str = "off") -> Callable[[int], Tensor]:
+    def ours(self, *, compile_choice: str = "off", without: Sequence[str] = ()) -> Callable[[int], Tensor]:
         """Our step by number, as contrast_main.py sets it up; it returns the loss without waiting for it."""
-        encoder = copy.deepcopy(self.encoder).to(self.device, memory_format=torch.channels_last).train()
+        layout = torch.contiguous_format if "channels_last" in without else torch.channels_last
+        encoder = copy.deepcopy(self.encoder).to(self.device, memory_format=layout).train()
         main = [p for name, p in encoder.named_parameters() if not name.startswith("linear.")]
         optimizers = (
             build_optimizer("sgd", main, lr=0.1, weight_decay=1e-6),
             build_optimizer("adam", encoder.linear.parameters(), lr=1e-3, weight_decay=1e-6),
         )
+        if "fused" in without:
+            main = [p for p in main if p.requires_grad]
+            optimizers = (torch.optim.SGD(main, lr=0.1, momentum=0.9, weight_decay=1e-6), optimizers[1])
         choices = [chosen.to(self.device) for chosen in self.choices]
         epoch = torch.ones((), dtype=torch.int64, device=self.device)
         compiled = acceleration.wants_compilation(compile_choice, self.device, processes=1)
@@ -178,18 +186,20 @@ class Work:
         error = relative_error(our_step.encoder, plain_step.encoder)
         assert error <= gradient_limit, f"gradients differ by {error:.2g} of their norm"
 
-    def compare(self, *, steps: int, repeats: int, compile_choice: str) -> harness.Comparison:
+    def compare(self, steps: int, repeats: int, *, compile_choice: str, without: Sequence[str]) -> harness.Comparison:
         """Times both, ``steps`` steps a run, in processes of their own."""
         dtype = torch.bfloat16 if self.precision.name == "bf16" else torch.float32
         return harness.compare_processes(
             f"{self.mode}, {self.precision.name}",
             partial(plain_run, self.settings, steps),
-            partial(our_run, self.settings, steps, compile_choice),
+            partial(our_run, self.settings, steps, compile_choice, without),
             device=self.device,
             repeats=repeats,
             flop=steps * self.flop(),
             peak=harness.measured_peak(self.device, dtype),
-            note=f"{self.model}, batch {self.batch}, {steps} steps a run",
+            note=f"{self.model}, batch {self.batch}, {steps} steps a run"
+            + (f", compile {compile_choice}" if compile_choice != "auto" else "")
+            + (f", without {' '.join(without)}" if without else ""),
         )
 
     def flop(self) -> int:
@@ -211,12 +221,13 @@ def plain_run(settings: tuple, steps: int) -> Callable[[], None]:
     return run
 
 
-def our_run(settings: tuple, steps: int, compile_choice: str) -> Callable[[], None]:
-    """A run of ours, set up as contrast_main.py does."""
-    acceleration.keep_freed_memory()
+def our_run(settings: tuple, steps: int, compile_choice: str, without: Sequence[str]) -> Callable[[], None]:
+    """A run of ours, set up as contrast_main.py does, but for what it goes without."""
+    if "kept_memory" not in without:
+        acceleration.keep_freed_memory()
     work = Work(*settings)
     work.precision.apply_to_products()
-    step = work.ours(compile_choice=compile_choice)
+    step = work.ours(compile_choice=compile_choice, without=without)
 
     def run() -> None:
         for number in range(steps):
