@@ -44,10 +44,11 @@ def _wrap(x: Number) -> Number:
 
 
 # Opaque to torch.compile, whose whole numbers do not wrap at 64 bits (Inductor folds an arange's products exactly).
+# It plans with the strides that register_fake promises, whatever the keys' own are.
 @torch.library.custom_op("ccal::hash_part", mutates_args=())
 def _hash_part(keys: Tensor, part: Tensor) -> Tensor:
     # The multiplication keeps the parts apart: without it a seed and a part that are equal would cancel out.
-    return _mix((keys * FIRST ^ _mix(part + GOLDEN)) + GOLDEN)
+    return _mix((keys * FIRST ^ _mix(part + GOLDEN)) + GOLDEN).contiguous()
 
 
 @_hash_part.register_fake
@@ -59,7 +60,7 @@ def _(keys: Tensor, part: Tensor) -> Tensor:
 def _uniform(keys: Tensor, draws: int) -> Tensor:
     counters = torch.arange(1, draws + 1, device=keys.device) * GOLDEN
     bits = _shift_right(_mix(keys[..., None] + counters), 64 - MANTISSA_BITS)
-    return bits.float() * 2.0**-MANTISSA_BITS
+    return (bits.float() * 2.0**-MANTISSA_BITS).contiguous()
 
 
 @_uniform.register_fake
