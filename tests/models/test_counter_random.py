@@ -144,3 +144,53 @@ def test_one_changed_bit_changes_half_of_the_key():
         changed = make_keys(0, torch.arange(500) ^ signed(1 << bit)) ^ keys
         flipped = sum((_shift_right(changed, place) & 1 if place else changed & 1).sum() for place in range(64))
         assert abs(flipped / 500 - 32) < 1
+
+
+# Whole numbers and tensors together, and the operators that torch.compile sees
+
+
+@pytest.mark.parametrize("seed", [0, -3, 2**64 - 1])
+@pytest.mark.parametrize("where", [(0,), (1,), (3,), (0, 1), (1, 3), (0, 1, 2, 3), ()])
+def test_whole_numbers_and_tensors_give_the_same_keys(seed, where):
+    """Each part as a number or as a tensor: Python's hash and torch's are one."""
+    parts = [7, -1, 2**63 - 1, 2**64 - 5]
+    mixed = [torch.tensor(signed(part & MASK)) if place in where else part for place, part in enumerate(parts)]
+    keys = make_keys(seed, *mixed)
+    assert keys.dtype == torch.int64 and keys.shape == ()
+    assert keys.item() == signed(key64(seed & MASK, *(part & MASK for part in parts)))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_tensor_among_whole_numbers_gives_its_elements_keys(place):
+    values = [-(2**63), -1, 0, 1, 2**63 - 1]
+    parts: list = [11, -12]
+    parts.insert(place, torch.tensor(values))
+    expected = []
+    for value in values:
+        whole = [value if isinstance(part, torch.Tensor) else part for part in parts]
+        expected.append(signed(key64(5, *(part & MASK for part in whole))))
+    assert make_keys(5, *parts).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "part"),
+    [((), (5,)), ((5,), ()), ((), ()), ((2, 1), (5,)), ((3, 1, 4), (2, 1)), ((5,), (0, 1))],
+)
+def test_the_hash_is_a_sound_operator(keys, part):
+    generator = torch.Generator().manual_seed(0)
+    arguments = [torch.randint(-(2**63), 2**63 - 1, shape, generator=generator) for shape in (keys, part)]
+    torch.library.opcheck(torch.ops.ccal.hash_part.default, arguments)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (0,)])
+@pytest.mark.parametrize("draws", [1, 8])
+def test_the_draws_are_a_sound_operator(shape, draws):
+    keys = torch.randint(-(2**63), 2**63 - 1, shape, generator=torch.Generator().manual_seed(0))
+    torch.library.opcheck(torch.ops.ccal.uniform.default, (keys, draws))
+
+
+def test_the_hash_keeps_the_strides_it_promises():
+    """What torch.compile plans with: the operators' outputs are laid out in rows even for transposed keys."""
+    keys = make_keys(0, torch.arange(4)[:, None], torch.arange(3)).T
+    torch.library.opcheck(torch.ops.ccal.hash_part.default, (keys, torch.tensor(2)))
+    torch.library.opcheck(torch.ops.ccal.uniform.default, (keys, 2))
