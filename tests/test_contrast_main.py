@@ -586,3 +586,80 @@ def test_two_processes_under_torchrun_resume_bit_for_bit(mode, root, tmp_path, f
     done = launch(root, "torch.distributed.run", ["contrast_main.py", *flags(mode, resume_path=tmp_path / "run")])
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+# Number formats and compilation
+
+
+def assert_one_line(capsys, *parts):
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].count("error:") == 1, errors
+    for part in parts:
+        assert part in errors[0], errors[0]
+
+
+def test_the_format_that_auto_means_is_on_record(tmp_path, flags, capsys):
+    expected = Precision.resolve("auto", torch.device("cpu")).name
+    contrast_main.main(flags(epochs=1, logdir=tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["arguments"]["precision"] == expected
+    assert checkpoint.load(tmp_path / "run" / "last.ckpt")["arguments"]["precision"] == expected
+    assert f"1 process(es) on cpu, {expected}\n" in capsys.readouterr().out
+
+
+def test_tf32_on_the_cpu_is_one_line(tmp_path, flags, capsys):
+    assert run_cli(contrast_main.main, flags(logdir=tmp_path / "run", precision="tf32")) == 2
+    assert_one_line(capsys, "--precision tf32 is a format of GPUs; on the CPU choose auto, fp32 or bf16")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("first", "then"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_a_run_goes_on_in_its_own_format_alone(first, then, tmp_path, flags, capsys):
+    folder = tmp_path / "run"
+    contrast_main.main(flags(epochs=1, logdir=folder, precision=first))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run_cli(contrast_main.main, flags(epochs=1, resume_path=folder, precision=then)) == 2
+    assert_one_line(capsys, f"trained with other flags (--precision was {first}, is {then}); give the same")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+def test_a_bf16_run_resumes_bit_for_bit(mode, tmp_path, flags, whole, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3)
+        with pytest.raises(Stop):
+            contrast_main.main(flags(mode, logdir=folder, precision="bf16"))
+    contrast_main.main(flags(mode, resume_path=folder, precision="bf16"))
+    assert_same_run(folder, whole(mode, precision="bf16"))
+
+
+def test_compilation_in_two_processes_is_one_line(tmp_path, flags, capsys, monkeypatch):
+    monkeypatch.setattr(contrast_main.distributed, "world_size", lambda: 2)
+    assert run_cli(contrast_main.main, flags(logdir=tmp_path / "run", compile="on")) == 2
+    assert_one_line(capsys, "--compile on works in one process; with several, leave it at auto")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+def test_a_run_whose_compilation_fails_is_the_plain_run(mode, tmp_path, flags, whole, monkeypatch, capsys):
+    """Its trial runs the whole step first, and the run is bit for bit what it is without."""
+
+    def compile(function, **settings):
+        def compiled(*arguments):
+            loss, _ = function(*arguments)
+            loss.backward()
+            raise RuntimeError("no compiler\nhere")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile)
+    reference = whole(mode)
+    capsys.readouterr()
+    contrast_main.main(flags(mode, logdir=tmp_path / "run", compile="on"))
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert warnings == [
+        "warning: torch.compile failed (RuntimeError: no compiler here); training goes on without it, with the same "
+        "result"
+    ]
+    assert_same_run(tmp_path / "run", reference)
