@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             np.sort(np.concatenate([split.unlabeled, split.labeled])),
             how,
             checkpoints=paths,
-            cache=args.feature_cache and Path(args.feature_cache),
+            cache=Path(args.feature_cache) if args.feature_cache else None,
             dtype=args.feature_dtype,
             device=device,
         )
