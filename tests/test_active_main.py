@@ -817,3 +817,20 @@ def test_half_precision_features_in_memory_and_on_disk_select_the_same(place, tm
     assert runs[0] == runs[1]
     assert runs[0][0]["settings"]["feature_dtype"] == "float16"
     assert np.load(tmp_path / "cache" / "semantic.npy").dtype == np.float16
+
+
+def test_an_empty_name_keeps_no_features(place):
+    """As an empty shell variable gives it."""
+    before = files_in(place.folder)
+    assert run(place.words("--feature_cache", "", "--split", "1")) == 0
+    assert files_in(place.folder) == sorted([*before, "indices/cycle_0.json", "indices/cycle_1.json"])
+
+
+@pytest.mark.parametrize("end", ["npy", "json"])
+def test_a_folder_in_the_features_place_is_one_line(place, tmp_path, capsys, end):
+    (tmp_path / "cache" / f"semantic.{end}").mkdir(parents=True)
+    assert run(place.words("--feature_cache", str(tmp_path / "cache"))) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and "irectory" in errors[0], errors
+    assert not place.out.exists()
+    assert not [path for path in files_in(tmp_path / "cache") if path.endswith(".tmp")]
