@@ -6,9 +6,10 @@ NET := $(DATA) --model resnet8
 SHORT := --batch_size 64 --optimizer adam --lr_init 3e-4 --warmup 2
 VIEWS := --ood_samples 10 --resize_factor 0.54 --resize_fix
 
-.PHONY: help setup demo test test-slow lint
+.PHONY: help setup demo reproduce test test-slow lint
 help:
 	@echo "make demo       set up, then train, query and classify on the embedded digits (a few minutes)"
+	@echo "make reproduce  set up, then run the paper's CIFAR-10 experiment, or continue it (hours on a GPU)"
 	@echo "make test       set up, then run the tests"
 	@echo "make test-slow  the same with the long tests"
 	@echo "make lint       check the style"
@@ -33,6 +34,9 @@ demo: setup
 	$(PY) active_main.py $(DATA) --strategy random --target 30 --split 4 --index_dir $(DEMO)/query/random
 	$(PY) -m train_classifier.main $(DATA) --split 4 --runs 3 --epochs 8 --index_dir $(DEMO)/query/ccal --out_path $(DEMO)/classifier
 	$(PY) -m evals.summary --index_dir $(DEMO)/query/ccal --random_dir $(DEMO)/query/random --results $(DEMO)/classifier/results.csv --out_path $(DEMO)
+
+reproduce: setup
+	$(PY) reproduce.py --dataset cifar10 --mismatch 0.8 --out runs/reproduce
 
 test: .venv/requirements-dev.installed
 	$(PY) -m pytest --cov --cov-report=term $(PYTEST_ARGS)

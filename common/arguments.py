@@ -328,6 +328,57 @@ def add_summary_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
+def add_reproduce_args(parser: argparse.ArgumentParser) -> None:
+    """The whole experiment: reproduce.py. A flag without a default takes the value of the data set's recipe."""
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--out", metavar="RUN", required=True, help="folder of the run, new or one to continue with the same flags"
+    )
+    group = group.add_mutually_exclusive_group()
+    group.add_argument(
+        "--scale",
+        type=number(float, 0, 1, open_low=True),
+        default=1.0,
+        help="shortens every schedule (encoders, warm-up, classifier) by this factor, to no less than an epoch",
+    )
+    group.add_argument(
+        "--budget_minutes",
+        type=positive,
+        metavar="M",
+        help="measures a few steps of everything and takes the largest --scale with which all of it ends in M minutes",
+    )
+    group = parser.add_argument_group("recipe (the defaults are the paper's)")
+    group.add_argument("--model", choices=MODELS, default="resnet18", help="backbone of both encoders")
+    group.add_argument(
+        "--target",
+        type=positive_int,
+        help="images queried per target class and cycle (default: cifar10 750, cifar100 75, others the same share of "
+        "the pool)",
+    )
+    group.add_argument("--split", type=positive_int, default=5, metavar="CYCLES", help="query cycles")
+    group.add_argument("--runs", type=positive_int, default=5, help="classifiers per cycle, one seed each")
+    group.add_argument(
+        "--batch_size",
+        type=positive_int,
+        default=128,
+        help="images per step of the encoders, all GPUs together (the other commands' is per process)",
+    )
+    group.add_argument("--optimizer", choices=("sgd", "adam", "lars"), default="sgd", help="of the encoders")
+    group.add_argument(
+        "--lr_init",
+        type=positive,
+        default=0.1,
+        help="the encoders' learning rate before the warm-up, ten times that after",
+    )
+    group.add_argument(
+        "--ood_samples", type=positive_int, default=10, metavar="V", help="augmented views per image in the query"
+    )
+    group.add_argument("--k", type=positive, default=100.0, help="steepness of the semantic score")
+    group.add_argument(
+        "--t", type=number(float, 0, 1), default=0.9, help="normalised similarity at which the semantic score is 0"
+    )
+
+
 def resolved(args: argparse.Namespace) -> dict[str, Any]:
     """The namespace as a plain dictionary, for args.json."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())}

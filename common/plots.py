@@ -74,6 +74,8 @@ def plot_summary(
     *,
     precision: Mapping[str, Sequence[tuple[int, float]]],
     accuracy: Sequence[tuple[int, float, float | None]],
+    published: Sequence[tuple[int, float]] = (),
+    title: str = "",
 ) -> None:
     """Draws query precision by cycle beside, where there is any, accuracy by number of labeled images.
 
@@ -81,19 +83,25 @@ def plot_summary(
         path: The png file.
         precision: Per strategy its points (cycle, precision in percent).
         accuracy: Points (labeled images, mean accuracy in percent, standard deviation or None).
+        published: Points (cycle, precision in percent) to compare with, drawn dashed.
+        title: Above both.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10 if accuracy else 5.5, 4), layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize="small")
     axes = figure.add_subplot(1, 2 if accuracy else 1, 1)
+    if published:
+        axes.plot(*zip(*published, strict=True), linestyle="--", marker="x", color="black", label="published")
     for name, points in precision.items():
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", label=name)
     axes.set(xlabel="query cycle", ylabel="target images among the queried (%)", ylim=(0, 105))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    if any(precision.values()):
+    if published or any(precision.values()):
         axes.legend()
     if accuracy:
         labeled, means, deviations = zip(*accuracy, strict=True)

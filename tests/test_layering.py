@@ -1,4 +1,4 @@
-"""Imports go one way: utils < common < {datasets, models} < {training, evals, train_classifier} < the main scripts."""
+"""Imports go one way: utils < common < {datasets, models} < {training, evals, ...} < the main scripts < reproduce."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ LAYERS = {
     "contrast_main": 4,
     "active_main": 4,
     "benchmarks": 4,
+    "reproduce": 5,
 }
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,7 +76,7 @@ def test_importing_seeds_nothing_and_opens_no_window(root: Path) -> None:
     code = (
         "import random, sys; random.seed(1); expected = random.Random(1).random();"
         "import torch; torch.manual_seed(1); state = torch.get_rng_state();"
-        "import contrast_main, active_main, train_classifier.main, evals.summary;"
+        "import contrast_main, active_main, train_classifier.main, evals.summary, reproduce;"
         "assert random.random() == expected; assert torch.equal(torch.get_rng_state(), state);"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -13,6 +13,7 @@ import active_main
 import benchmarks.query
 import contrast_main
 import evals.summary
+import reproduce
 import train_classifier.main
 from common import arguments
 
@@ -24,6 +25,7 @@ PARSERS = {
     "train_classifier.main": train_classifier.main.build_parser,
     "evals.summary": evals.summary.build_parser,
     "benchmarks.query": benchmarks.query.build_parser,
+    "reproduce.py": reproduce.build_parser,
 }
 # As METHOD.md, section 8, gives the original's: they must run as written.
 ORIGINAL = """
@@ -84,7 +86,7 @@ def test_the_command_parses(command: list[str]) -> None:
 
 def test_enough_commands_were_found() -> None:
     assert len(AS_PUBLISHED) == 4
-    assert len(MADE) == 6  # the demo: two encoders, two queries, the classifier, the summary
+    assert len(MADE) == 7  # the demo: two encoders, two queries, the classifier, the summary; and reproduce
     assert {param.values[0][0] for param in SHOWN} == set(PARSERS)
 
 
@@ -112,6 +114,7 @@ def test_every_flag_is_read() -> None:
         ("active_main.py", "active_main.py"),
         ("main.py", "train_classifier/main.py"),
         ("evals.summary", "evals/summary.py"),
+        ("reproduce.py", "reproduce.py"),
     ):
         source = (ROOT / path).read_text()
         if "split_settings(args)" in source:

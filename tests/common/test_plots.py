@@ -98,6 +98,16 @@ def test_summary_is_a_png_and_wider_with_accuracies(tmp_path, precision):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["narrow.png", "wide.png"]
 
 
+def test_published_values_and_a_title_are_drawn(tmp_path):
+    """Black points appear that are not there without; they may be all there is."""
+    black = {}
+    for name, published in {"with": [(1, 94.7), (2, 29.3)], "without": []}.items():
+        plot_summary(tmp_path / "x.png", precision={"ccal": []}, accuracy=[], published=published, title="scale 0.1")
+        pixels = assert_png(tmp_path / "x.png")
+        black[name] = int((pixels[100:300, 100:500, :3].max(2) < 0.1).sum())
+    assert black["with"] > black["without"] + 50
+
+
 DRAW = {
     "accuracy": lambda path: plot_accuracy(path, {"ccal": [(800, 89.2, 0.4), (2221, 92.0, 0.2)]}),
     "histogram": lambda path: plot_histogram(path, {"all": np.linspace(0, 1, 9)}, label="score"),

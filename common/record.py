@@ -1,0 +1,139 @@
+"""The record of a run of several stages: what it was started with, and which stages are done."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.checkpoint import MODEL_FILE, RESUME_FILE, git_commit, load, versions
+from utils import LOG_FILE, InputError, log, read_json, require_writable, write_json
+
+FORMAT_VERSION = 1
+
+
+class Record:
+    """A json file in the run's folder.
+
+    Attributes:
+        content: ``settings`` (that a later start must repeat), and whatever else was resolved at the first start.
+        stages: Seconds, inputs, device and commit of each stage that is done.
+
+    Args:
+        path: The file.
+        content: All of it.
+    """
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self._path = path
+        self.content = content
+        self.stages: dict[str, dict[str, Any]] = content["stages"]
+
+    @classmethod
+    def start(cls, path: Path, settings: dict[str, Any], **resolved: Any) -> Record:
+        """Writes the record of a new run."""
+        content = {"format_version": FORMAT_VERSION, "settings": settings, **resolved, "versions": versions()}
+        record = cls(path, {**content, "stages": {}})
+        write_json(path, record.content)
+        return record
+
+    @classmethod
+    def find(cls, path: Path, settings: dict[str, Any]) -> Record | None:
+        """The record of an earlier start with the same settings; None in a new or empty folder.
+
+        Raises:
+            InputError: The folder cannot be written, holds something else, or a run with other settings.
+        """
+        require_writable(path.parent, "--out")
+        if not path.is_file():
+            if path.parent.is_dir() and any(path.parent.iterdir()):
+                raise InputError(f"{path.parent} holds files but no {path.name}: give a new or empty folder as --out")
+            return None
+        content = read_json(path)
+        if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+            raise InputError(f"{path} is no record of format version {FORMAT_VERSION}; give another --out")
+        earlier = content["settings"]
+        differs = [
+            f"{name} was {earlier.get(name)}, is {settings.get(name)}"
+            for name in {**settings, **earlier}
+            if earlier.get(name) != settings.get(name)
+        ]
+        if differs:
+            raise InputError(
+                f"{path.parent} was started with other settings ({'; '.join(differs)}): give the same ones to continue "
+                "it, or another --out"
+            )
+        return cls(path, content)
+
+    def is_done(self, stage: str, inputs: dict[str, str]) -> bool:
+        """Whether a stage has ended, with the same inputs."""
+        return stage in self.stages and self.stages[stage]["inputs"] == inputs
+
+    @contextlib.contextmanager
+    def stage(self, name: str, *, inputs: dict[str, str], device: str, spent: float = 0.0) -> Iterator[None]:
+        """Puts a stage on record once the block has ended.
+
+        Args:
+            name: Of the stage.
+            inputs: Digests of what it reads.
+            device: What it runs on.
+            spent: Seconds that earlier starts have put into what this one continues.
+        """
+        start = time.perf_counter()
+        yield
+        seconds = spent + time.perf_counter() - start
+        self.stages[name] = {
+            "seconds": round(seconds, 3),
+            "device": device,
+            "git_commit": git_commit(),
+            "inputs": inputs,
+        }
+        write_json(self._path, self.content)
+        log(f"{name}: done in {duration(seconds)}")
+
+
+def duration(seconds: float) -> str:
+    """In seconds, or in minutes where they are two or more."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def describe_device(name: str, processes: int = 1) -> str:
+    """What ``--device`` stands for here: the GPUs by name, or the processor and the threads that torch uses."""
+    if name != "cpu" and torch.cuda.is_available():
+        return f"{processes} x {torch.cuda.get_device_name()}"
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def logged_seconds(folder: Path, epochs: int | None = None) -> list[float]:
+    """Seconds of each of the first epochs (or of all) in an encoder's log."""
+    path = folder / LOG_FILE
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line)["seconds"] for line in lines[:epochs]]
+
+
+def finished_epochs(folder: Path) -> tuple[int, bool]:
+    """Epochs that an encoder's last.ckpt holds (0 without one), and whether last.model is of the same moment.
+
+    Raises:
+        InputError: A file is damaged.
+    """
+    path, model = folder / RESUME_FILE, folder / MODEL_FILE
+    if not path.is_file():
+        return 0, False
+    content = load(path)
+    if not model.is_file():
+        return content["epoch"], False
+    weights = load(model)
+    return content["epoch"], all(torch.equal(weights[key], value) for key, value in content["model"].items())
