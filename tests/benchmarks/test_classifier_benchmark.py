@@ -47,3 +47,8 @@ def test_each_seed_is_trained_once_in_groups_of_any_size():
         run()
         weights.append(torch.cat([network.fc.weight.detach() for network in run.networks]))
     assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.gpu
+def test_both_agree_on_a_gpu():
+    classifier.check_agreement(seeds=2, images=3 * classifier.BATCH, size=32, device=torch.device("cuda"))
