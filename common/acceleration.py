@@ -25,8 +25,8 @@ class Precision:
     Weights, their updates, BatchNorm's statistics, augmentation, losses and scores are float32 under each of them.
 
     Attributes:
-        name: ``fp32``; ``tf32``, float32 whose products keep 10 bits of the mantissa (GPUs); or ``bf16``, torch's
-            autocast to bfloat16.
+        name: ``fp32``; ``tf32``, float32 whose convolutions keep 10 bits of the factors' mantissas (GPUs); or ``bf16``,
+            torch's autocast to bfloat16.
         device_type: ``cpu`` or ``cuda``.
     """
 
@@ -49,11 +49,13 @@ class Precision:
         return cls(name, device.type)
 
     def apply_to_products(self) -> None:
-        """Makes float32 products on GPUs what the name says: torch's default would run convolutions in TF32."""
+        """Makes float32 products on GPUs what the name says: torch's default would run convolutions in TF32.
+
+        Matrix products stay exact: beside the encoder's small heads they are NT-Xent's and the scores'.
+        """
         if self.device_type == "cuda":
-            reduced = self.name != "fp32"
-            torch.set_float32_matmul_precision("high" if reduced else "highest")
-            torch.backends.cudnn.allow_tf32 = reduced
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = self.name != "fp32"
 
     def encode(self, encoder: nn.Module, images: Tensor) -> Any:
         """The encoder's output (a named tuple of tensors) for images, computed in this format, as float32."""

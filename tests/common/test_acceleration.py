@@ -114,10 +114,11 @@ def test_bf16_is_refused_on_a_gpu_that_would_emulate_it(native):
         Precision.resolve("bf16", GPU)
 
 
-@pytest.mark.parametrize(("name", "matmul", "cudnn"), [("fp32", "highest", False), ("tf32", "high", True)])
-def test_products_on_gpus_are_what_the_name_says(name, matmul, cudnn):
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+@pytest.mark.parametrize(("name", "cudnn"), [("fp32", False), ("tf32", True), ("bf16", True)])
+def test_convolutions_on_gpus_are_what_the_name_says_and_similarities_stay_exact(name, cudnn):
+    before, matmul = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32), "highest"
     try:
+        torch.set_float32_matmul_precision("medium")
         Precision("tf32" if name == "fp32" else "fp32", "cuda").apply_to_products()
         Precision(name, "cuda").apply_to_products()
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (matmul, cudnn)
