@@ -219,7 +219,7 @@ def feature_banks(
     if len(banks) == len(encoders):
         return banks
     images = torch.from_numpy(train_images).to(device).permute(0, 3, 1, 2).contiguous()
-    for name in encoders.keys() - banks.keys():
+    for name in [name for name in encoders if name not in banks]:  # in one order, which a set has not, everywhere
         start, encoder = time.perf_counter(), encoders[name]
         if cache is not None:
             banks[name] = feature_cache.make(cache, name, records[name], encoder, images, indices, how[name])
