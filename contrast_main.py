@@ -287,9 +287,6 @@ def resume(
     except RuntimeError as error:
         raise InputError(f"{path} does not fit this encoder ({str(error).splitlines()[-1].strip()[:200]})") from None
     for optimizer, state in zip(optimizers, content["optimizers"]):
-        for saved, own in zip(state["param_groups"], optimizer.param_groups):
-            if "fused" in own:  # chosen by the device, which may be another one now
-                saved["fused"] = own["fused"]
         optimizer.load_state_dict(state)
     if len(content["rng"]) == distributed.world_size():
         checkpoint.restore_rng(content["rng"][distributed.rank()])

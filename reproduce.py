@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +85,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         data=data_flags(args.dataset, args.data_path, **splitting),
         device=args.device,
         seed=args.seed,
-        precision=args.precision,
+        precision=Precision.resolve(args.precision, device).name,
         processes=processes,
     )
     sizes = check_experiment(experiment, data, split)
     settings = {
         "dataset": args.dataset,
         **splitting,
-        **{name: getattr(args, name) for name in ("model", "seed", "precision", "budget_minutes")},
+        **{name: getattr(args, name) for name in ("model", "seed", "budget_minutes")},
+        "precision": experiment.precision,
+        "processes": processes,
         "scale": None if args.budget_minutes else args.scale,
         **dataclasses.asdict(recipe),
         "images": train_classifier.main.data_digest(data.train_images, data.train_labels, data.test_images),
@@ -136,7 +138,7 @@ def check_experiment(experiment: Experiment, data: Dataset, split: Split) -> Siz
 
     Raises:
         InputError: The images are not square, the pool or the labeled set cannot serve the query, there is one target
-            class only, or less than one batch of images.
+            class only, less than one batch of images, or one image per batch.
     """
     recipe, classes = experiment.recipe, len(split.target_classes)
     if classes < 2:
@@ -161,8 +163,11 @@ def plan_budget(
 ) -> dict[str, Any]:
     """The scale for --budget_minutes, and what it rests on, for the record."""
     log("measuring a few steps of every stage")
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as printed:
         measured = measure(dataclasses.replace(experiment, folder=Path(folder)), data, sizes, device=device)
+    for line in printed.getvalue().splitlines():
+        if line.startswith("warning: torch.compile") or "CUDA graph" in line:  # what was measured rests on that
+            log(line)
     spent = time.perf_counter() - start
     scale, predicted = fit_scale(experiment.recipe, sizes, measured, minutes=minutes, spent=spent)
     log(f"--budget_minutes {minutes:g}: scale {scale:g}, predicted {duration(spent + sum(predicted.values()))}")
@@ -188,7 +193,7 @@ def measure(trial: Experiment, data: Dataset, sizes: Sizes, *, device: torch.dev
     setup, step, view = {}, {}, {}
     for encoder in SHIFTS:
         start = time.perf_counter()
-        run_encoder(trial, encoder, resume=False)
+        run_encoder(trial, encoder, resume=False, quiet=True)
         whole = time.perf_counter() - start
         epochs = logged_seconds(trial.folder / encoder)
         setup[encoder], step[encoder] = whole - sum(epochs), epochs[-1] / steps
@@ -212,7 +217,7 @@ def write_trial_data(path: Path, data: Dataset, sizes: Sizes, recipe: Recipe, *,
 
 def seconds_per_view(trial: Experiment, encoder: str, images: np.ndarray, *, device: torch.device) -> float:
     """Time of one image's view in the query, all its shifts together."""
-    shift, on_gpu = SHIFTS[encoder], device.type == "cuda"
+    shift = SHIFTS[encoder]
     precision = Precision.resolve(trial.precision, device)
     network = active_main.load_encoder(
         trial.model_path(encoder),
@@ -229,15 +234,17 @@ def seconds_per_view(trial: Experiment, encoder: str, images: np.ndarray, *, dev
         shift=shift,
         shift_numbers=tuple(range(SHIFT_COUNTS[shift])),
         seed=trial.seed,
-        batch_size=active_main.GPU_BATCH if on_gpu else active_main.CPU_BATCH,
+        batch_size=active_main.default_batch(device, images.shape[1:3]),
         precision=precision,
     )
     pixels, _ = contrast_main.to_device(images, np.zeros(len(images), dtype=np.int64), device)
-    if on_gpu:  # the first batch pays for loading and choosing kernels
-        extract_features(network, pixels, np.arange(min(len(images), how.batch_size)), how).features.cpu()
-    start = time.perf_counter()
-    extract_features(network, pixels, np.arange(len(images)), how).features.cpu()
-    return (time.perf_counter() - start) / (len(images) * how.views)
+    with leaving_no_trace():
+        precision.apply_to_products()
+        if device.type == "cuda":  # the first batch pays for loading and choosing kernels
+            extract_features(network, pixels, np.arange(min(len(images), how.batch_size)), how).features.cpu()
+        start = time.perf_counter()
+        extract_features(network, pixels, np.arange(len(images)), how).features.cpu()
+        return (time.perf_counter() - start) / (len(images) * how.views)
 
 
 def seconds_per_classifier(trial: Experiment, labeled: int, *, together: int) -> tuple[float, float]:
@@ -253,10 +260,17 @@ def seconds_per_classifier(trial: Experiment, labeled: int, *, together: int) ->
 
 
 def run_command(command: Callable[[Sequence[str]], None], flags: Sequence[str]) -> None:
-    """Calls one of the commands and leaves no trace of it in torch: neither settings, nor graphs, nor GPU memory."""
+    """Calls one of the commands and leaves no trace of it in torch."""
+    with leaving_no_trace():
+        command(flags)
+
+
+@contextlib.contextmanager
+def leaving_no_trace() -> Iterator[None]:
+    """Puts torch's number formats back after the block, and gives back its graphs and GPU memory."""
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
-        command(flags)
+        yield
     finally:
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
@@ -266,8 +280,8 @@ def run_command(command: Callable[[Sequence[str]], None], flags: Sequence[str]) 
             torch.cuda.empty_cache()
 
 
-def run_encoder(experiment: Experiment, encoder: str, *, resume: bool) -> None:
-    """Trains an encoder, in this process or with one process per GPU.
+def run_encoder(experiment: Experiment, encoder: str, *, resume: bool, quiet: bool = False) -> None:
+    """Trains an encoder, in this process or with one process per GPU, whose lines ``quiet`` drops.
 
     Raises:
         InputError: See contrast_main.py; or one of several processes has failed.
@@ -276,7 +290,7 @@ def run_encoder(experiment: Experiment, encoder: str, *, resume: bool) -> None:
     if experiment.processes == 1:
         return run_command(contrast_main.main, flags)
     command = launcher_command(ROOT / "contrast_main.py", flags, processes=experiment.processes)
-    status = subprocess.run(command).returncode
+    status = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None).returncode
     if status:
         raise InputError(f"the training of the {encoder} encoder ended with status {status}, see above")
 
@@ -339,7 +353,11 @@ def classify(experiment: Experiment, record: Record) -> None:
 
 
 def write_results(experiment: Experiment, record: Record, *, full: Recipe, published: Sequence[int]) -> None:
-    """Prints the table and writes it, with all that it rests on, as csv, markdown and a figure."""
+    """Prints the table and writes it, with all that it rests on, as csv, markdown and a figure.
+
+    Raises:
+        InputError: An index file or results.csv is missing or damaged.
+    """
     folder, settings = experiment.folder, record.content["settings"]
     files = {strategy: read_run(experiment.index_dir(strategy)) for strategy in NEEDS}
     accuracies = read_accuracies(folder / "classifier" / "results.csv", "ccal")

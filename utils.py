@@ -154,26 +154,6 @@ def int64_digest(indices: np.ndarray | Sequence[int]) -> str:
     return hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
 
 
-class AverageMeter:
-    """Weighted running averages of named values, kept on the device until they are read.
-
-    Adding a tensor costs no host synchronisation; ``averages()`` is where the host waits.
-    """
-
-    def __init__(self) -> None:
-        self._totals: dict[str, Any] = {}
-        self._weights: dict[str, int] = {}
-
-    def update(self, values: dict[str, torch.Tensor | float], weight: int = 1) -> None:
-        for name, value in values.items():
-            value = value.detach().double() if isinstance(value, torch.Tensor) else float(value)
-            self._totals[name] = self._totals.get(name, 0.0) + value * weight
-            self._weights[name] = self._weights.get(name, 0) + weight
-
-    def averages(self) -> dict[str, float]:
-        return {name: float(total) / self._weights[name] for name, total in self._totals.items()}
-
-
 def log(message: str) -> None:
     """Prints one line from the first process, past a progress bar if one is drawn."""
     if os.environ.get("RANK", "0") == "0":

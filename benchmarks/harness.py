@@ -151,12 +151,17 @@ def compare_processes(
         ends.append(here)
         workers.append(context.Process(target=_work, args=(make, device, torch.get_num_threads(), there), daemon=True))
         workers[-1].start()
+        there.close()  # so that a worker's death is an end of file here
     times: tuple[list[float], list[float]] = ([], [])
     memory = [0.0, 0.0]
     for run in range(warmup + repeats):
         for which, end in enumerate(ends):
-            end.send("go")
-            seconds, peak = end.recv()
+            try:
+                end.send("go")
+                seconds, peak = end.recv()
+            except (EOFError, OSError):
+                name = ("the plain formulation", "ours")[which]
+                raise InputError(f"{work}: the process of {name} ended, see above") from None
             memory[which] = max(memory[which], peak)
             if run >= warmup:
                 times[which].append(seconds)

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from active_main import default_batch
 from benchmarks import harness, plain
 from common.acceleration import FP32, Precision
 from common.arguments import MODELS, Parser, positive_int
@@ -210,7 +211,8 @@ def feature_draws(count: int, views: int) -> Tensor:
 def ours_of(encoder: torch.nn.Module, images: Tensor, name: str, *, views: int, precision: Precision) -> Tensor:
     """One encoder's averaged features, (N, K, D), as active_main.py extracts them."""
     shift, numbers = ("none", (0,)) if name == "semantic" else ("rotation", tuple(range(SHIFTS)))
-    how = Extraction(Augmentation(0.54, True), views, shift, numbers, seed=0, batch_size=100, precision=precision)
+    batch = default_batch(images.device, images.shape[2:])
+    how = Extraction(Augmentation(0.54, True), views, shift, numbers, seed=0, batch_size=batch, precision=precision)
     return extract_features(encoder, images, np.arange(len(images)), how).features
 
 
@@ -220,9 +222,10 @@ def check_features(
     """Stops where the averages of the plain features and ours, in float32, differ on a few images."""
     few = images[:4]
     for encoder, (name, ours) in zip(plain_encoders, fast.items()):
-        expected = plain.features(encoder, few, feature_draws(len(few), views)).mean(2)
         device = next(ours.parameters()).device
-        found = ours_of(ours, few.to(device), name, views=views, precision=FP32).cpu()
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # by default GPUs convolve in TF32
+            expected = plain.features(encoder, few, feature_draws(len(few), views)).mean(2)
+            found = ours_of(ours, few.to(device), name, views=views, precision=FP32).cpu()
         scale = expected.abs().max()
         torch.testing.assert_close(found / scale, expected[:, : found.shape[1]] / scale, atol=TOLERANCE, rtol=0)
 

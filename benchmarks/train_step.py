@@ -177,7 +177,7 @@ class Work:
     def check_agreement(self) -> None:
         """Stops where the first step's loss or gradients differ by more than TOLERANCE."""
         plain_step, our_step = self.plain(), self.ours()
-        torch_defaults(self.device)
+        Precision("fp32", self.device.type).apply_to_products()  # by default GPUs convolve in TF32
         expected = plain_step(0)
         self.precision.apply_to_products()
         found = float(our_step(0))
@@ -241,13 +241,6 @@ def relative_error(ours: nn.Module, expected: nn.Module) -> float:
     pairs = [(p.grad, q.grad) for p, q in zip(ours.parameters(), expected.parameters()) if q.grad is not None]
     difference = sum(float((p - q).double().square().sum()) for p, q in pairs)
     return (difference / sum(float(q.double().square().sum()) for _, q in pairs)) ** 0.5
-
-
-def torch_defaults(device: torch.device) -> None:
-    """The number formats that PyTorch has unless told otherwise."""
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = True
 
 
 if __name__ == "__main__":

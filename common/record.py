@@ -67,8 +67,8 @@ class Record:
         ]
         if differs:
             raise InputError(
-                f"{path.parent} was started with other settings ({'; '.join(differs)}): give the same ones to continue "
-                "it, or another --out"
+                f"{path.parent} was started with other settings ({'; '.join(differs)}): give the same ones (and as "
+                "many GPUs) to continue it, or another --out"
             )
         return cls(path, content)
 

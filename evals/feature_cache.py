@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from common import distributed
-from evals.features import Extraction, FeatureBank, MappedFeatures, extract_features, feature_blocks
+from evals.features import Extraction, FeatureBank, MappedFeatures, extract_features, feature_blocks, require_finite
 from utils import InputError, int64_digest, read_json, write_json
 
+Parts = Iterable[tuple[slice, Tensor]]  # rows, and their features
 FORMAT_VERSION = 1
 DTYPES = {"float32": np.float32, "float16": np.float16}
 HASH_BLOCK = 4096  # images per update of their digest
@@ -107,7 +109,7 @@ def make(
         how: The settings.
 
     Raises:
-        InputError: A feature is not finite.
+        InputError: A feature is not finite, or beyond the range of float16.
     """
     title, path = f"{name} features", folder / f"{name}.npy"
     if distributed.world_size() > 1:
@@ -118,8 +120,15 @@ def make(
         return FeatureBank(bank.indices, kept)
     width = encoder.simclr_layer[-1].out_features
     shape = (len(indices), len(how.shift_numbers), width)
-    _write(path, record, feature_blocks(encoder, images, indices, how, name=title), shape=shape)
+    parts = _checked(feature_blocks(encoder, images, indices, how, name=title), indices, title)
+    _write(path, record, parts, shape=shape)
     return FeatureBank(indices, MappedFeatures(path))
+
+
+def _checked(parts: Parts, indices: np.ndarray, title: str) -> Parts:
+    for rows, features in parts:
+        require_finite(features, indices[rows], title)
+        yield rows, features
 
 
 def narrowed(features: Tensor, dtype: str) -> Tensor:
@@ -134,7 +143,7 @@ def narrowed(features: Tensor, dtype: str) -> Tensor:
     return features
 
 
-def _write(path: Path, record: dict[str, Any], parts: Any, *, shape: tuple[int, ...]) -> None:
+def _write(path: Path, record: dict[str, Any], parts: Parts, *, shape: tuple[int, ...]) -> None:
     """Writes the parts, (rows, features), beside ``path``, renames the file, and writes the record last."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -142,7 +142,21 @@ def extract_features(
     width = encoder.simclr_layer[-1].out_features
     parts = [torch.empty(0, len(how.shift_numbers), width, device=images.device)]
     parts += [part for _, part in feature_blocks(encoder, images, ordered, how, name=name)]
-    return FeatureBank(ordered, distributed.gather_rows(torch.cat(parts)))
+    features = distributed.gather_rows(torch.cat(parts))
+    require_finite(features, ordered, name)  # of all processes' images at each process, so that all stop
+    return FeatureBank(ordered, features)
+
+
+def require_finite(features: Tensor, indices: np.ndarray, name: str) -> None:
+    """Checks features, (B, K, D), of images, (B,).
+
+    Raises:
+        InputError: One is not finite; the message names the image.
+    """
+    bad = (~features.isfinite()).flatten(1).any(1).nonzero()
+    if len(bad):
+        image = indices[int(bad[0])]
+        raise InputError(f"{name}: the feature of image {image} is not finite; the checkpoint is unusable")
 
 
 @torch.no_grad()
@@ -159,10 +173,7 @@ def feature_blocks(
         name: What the progress bar says.
 
     Yields:
-        Rows, and their features, float32 (B, K, D).
-
-    Raises:
-        InputError: A feature is not finite.
+        Rows, and their features, float32 (B, K, D), which the caller checks.
     """
     encoder.eval()
     chosen = torch.from_numpy(indices).to(images.device)
@@ -172,12 +183,7 @@ def feature_blocks(
     own = starts[distributed.rank() * share : (distributed.rank() + 1) * share]
     for start in progress(own, description=name, unit="batch"):
         rows = slice(start, min(start + how.batch_size, len(chosen)))
-        features = _mean_projection(encoder, images, chosen[rows], how)
-        bad = (~features.isfinite()).flatten(1).any(1).nonzero()
-        if len(bad):
-            image = indices[start + int(bad[0])]
-            raise InputError(f"{name}: the feature of image {image} is not finite; the checkpoint is unusable")
-        yield rows, features
+        yield rows, _mean_projection(encoder, images, chosen[rows], how)
 
 
 def _mean_projection(encoder: nn.Module, images: Tensor, batch: Tensor, how: Extraction) -> Tensor:

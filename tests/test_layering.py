@@ -17,7 +17,7 @@ LAYERS = {
     "train_classifier": 3,
     "contrast_main": 4,
     "active_main": 4,
-    "benchmarks": 4,
+    "benchmarks": 5,
     "reproduce": 5,
 }
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,6 @@ import torch
 from tensorboardX.proto.event_pb2 import Event
 
 from utils import (
-    AverageMeter,
     InputError,
     RunLog,
     atomic_write,
@@ -198,33 +197,6 @@ def test_set_seed_takes_seeds_beyond_numpys_32_bits():
     value = np.random.rand()
     np.random.seed(5)
     assert np.random.rand() == value
-
-
-# Meters
-
-
-def test_average_meter_by_hand():
-    meter = AverageMeter()
-    meter.update({"loss": 2.0, "accuracy": 0.5}, weight=3)
-    meter.update({"loss": torch.tensor(6.0)}, weight=1)
-    meter.update({"accuracy": 1.0})
-    # loss: (2 * 3 + 6 * 1) / 4; accuracy: (0.5 * 3 + 1 * 1) / 4
-    assert meter.averages() == {"loss": 3.0, "accuracy": 0.625}
-    assert all(type(value) is float for value in meter.averages().values())
-
-
-def test_average_meter_keeps_no_graph_and_sums_in_double():
-    meter = AverageMeter()
-    weight = torch.ones((), requires_grad=True)
-    for _ in range(3):
-        meter.update({"loss": weight * 16777217.0 - 16777216.0 + 0.1})
-    # 16777217 is not a float32: the product is 16777216, and float32's 0.1 is what remains.
-    assert meter.averages()["loss"] == pytest.approx(float(np.float32(0.1)), rel=1e-15)
-    assert not meter._totals["loss"].requires_grad
-
-
-def test_average_meter_without_values_is_empty():
-    assert AverageMeter().averages() == {}
 
 
 # Commands

@@ -109,7 +109,7 @@ def train_one_epoch(
     epoch: int,
     seed: int,
 ) -> dict[str, float]:
-    """One pass over the images. On a GPU the host only hands out work: it waits once, at the end.
+    """One pass over the images. With one GPU the host only hands out work: it waits once, at the end.
 
     Args:
         encoder: What ``forward`` trains; it is put into train mode.
