@@ -2,7 +2,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 DEMO := runs/demo
 DATA := --dataset digits --mismatch 0.8
-NET := $(DATA) --model resnet8
+NET := $(DATA) --model resnet8 --precision fp32
 SHORT := --batch_size 64 --optimizer adam --lr_init 3e-4 --warmup 2
 VIEWS := --ood_samples 10 --resize_factor 0.54 --resize_fix
 

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 import active_main
+import benchmarks.classifier
+import benchmarks.pool_scale
 import benchmarks.query
+import benchmarks.train_step
 import contrast_main
 import evals.summary
 import reproduce
@@ -24,7 +27,10 @@ PARSERS = {
     "main.py": train_classifier.main.build_parser,
     "train_classifier.main": train_classifier.main.build_parser,
     "evals.summary": evals.summary.build_parser,
+    "benchmarks.classifier": benchmarks.classifier.build_parser,
+    "benchmarks.pool_scale": benchmarks.pool_scale.build_parser,
     "benchmarks.query": benchmarks.query.build_parser,
+    "benchmarks.train_step": benchmarks.train_step.build_parser,
     "reproduce.py": reproduce.build_parser,
 }
 # As METHOD.md, section 8, gives the original's: they must run as written.
