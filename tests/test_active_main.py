@@ -24,6 +24,7 @@ from common.acceleration import Precision
 from datasets import load_data_and_split
 from datasets.index_files import index_path, read_index_file
 from datasets.split import Split
+from evals.features import FeatureBank
 from models import build_encoder
 from utils import read_json, run_cli, write_json
 
@@ -834,3 +835,27 @@ def test_a_folder_in_the_features_place_is_one_line(place, tmp_path, capsys, end
     assert len(errors) == 1 and "irectory" in errors[0], errors
     assert not place.out.exists()
     assert not [path for path in files_in(tmp_path / "cache") if path.endswith(".tmp")]
+
+
+def test_every_process_extracts_in_one_order(monkeypatch):
+    """The encoders' own: processes that take another one would gather features of different encoders."""
+    names = [f"encoder {number}" for number in range(12)]
+    made = []
+
+    def extract(encoder, images, indices, how, *, name):
+        made.append(name)
+        return FeatureBank(indices, torch.zeros(len(indices), 1, 2))
+
+    monkeypatch.setattr(active_main, "extract_features", extract)
+    banks = active_main.feature_banks(
+        dict.fromkeys(names),
+        np.zeros((3, 2, 2, 3), dtype=np.uint8),
+        np.arange(3),
+        dict.fromkeys(names),
+        checkpoints=dict.fromkeys(names),
+        cache=None,
+        dtype="float32",
+        device=torch.device("cpu"),
+    )
+    assert made == [f"{name} features" for name in names]
+    assert list(banks) == names

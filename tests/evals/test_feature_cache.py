@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import pickle
 import re
@@ -100,6 +101,31 @@ def test_features_are_those_of_memory_and_are_not_made_twice(place, dtype):
         assert torch.equal(all_of(bank), expected)
         some = np.array([9, 0, 11, 0])
         assert torch.equal(bank.of(some), expected[[5, 0, 6, 0]].float())
+
+
+def test_the_record_names_all_that_the_features_depend_on(place):
+    place.ask()
+    pixels = place.images[CHOSEN].tobytes()
+    numbers = b"".join(int(number).to_bytes(8, "little") for number in CHOSEN)
+    assert read_json(place.json) == {
+        "format_version": feature_cache.FORMAT_VERSION,
+        "checkpoint": hashlib.sha256(b"any bytes").hexdigest(),
+        "images": hashlib.sha256(pixels).hexdigest(),
+        "indices": hashlib.sha256(numbers).hexdigest(),
+        "dtype": "float32",
+        "augmentation": {"resize_factor": 0.54, "resize_fix": True},
+        "views": 2,
+        "shift": "rotation",
+        "shift_numbers": [0, 1, 2, 3],
+        "seed": 5,
+        "precision": "fp32",
+    }
+
+
+def test_images_are_hashed_in_order_whatever_the_blocks(place, monkeypatch):
+    whole = feature_cache.describe(place.checkpoint, place.images, CHOSEN, HOW, dtype="float32")
+    monkeypatch.setattr(feature_cache, "HASH_BLOCK", 3)
+    assert feature_cache.describe(place.checkpoint, place.images, CHOSEN, HOW, dtype="float32") == whole
 
 
 def test_the_batch_size_is_no_difference(place):

@@ -283,3 +283,24 @@ def test_features_on_disk_select_what_the_same_in_memory_do(tmp_path, monkeypatc
         assert one.result.indices.tolist() == two.result.indices.tolist()
         assert torch.equal(one.utilities, two.utilities)
         assert one.result.utility.tolist() == two.result.utility.tolist()
+
+
+@pytest.mark.parametrize("strategy", ["ccal", "semantic", "distinctive"])
+def test_half_precision_features_select_what_their_values_in_float32_do(strategy):
+    """Rounding is all that float16 does: from there on every product is float32's, bit for bit."""
+    generator = np.random.default_rng(5)
+    labels = generator.integers(0, 4, 150)
+    split = make_split(labels, labels, target_classes=(3, 1), mismatch=0.4, initial_budget=8, seed=0)
+    everything = np.sort(np.concatenate([split.unlabeled, split.labeled]))
+    half, whole = {}, {}
+    for name, shifts in (("semantic", 1), ("distinctive", 4)):
+        features = torch.from_numpy(generator.normal(size=(len(everything), shifts, 6))).half()
+        half[name], whole[name] = (FeatureBank(everything, values) for values in (features, features.float()))
+    runs = [
+        list(query_cycles(split, labels, banks, STRATEGIES[strategy], cycles=3, target=5, k=3.0, t=0.5))
+        for banks in (half, whole)
+    ]
+    assert [len(cycles) for cycles in runs] == [3, 3]
+    for one, two in zip(*runs):
+        assert one.result.indices.tolist() == two.result.indices.tolist()
+        assert one.utilities.dtype == torch.float32 and torch.equal(one.utilities, two.utilities)

@@ -4,7 +4,10 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from models import counter_random
 from models.counter_random import GOLDEN, _mix, _shift_right, make_keys, uniform
 
 MASK = 2**64 - 1
@@ -194,3 +197,41 @@ def test_the_hash_keeps_the_strides_it_promises():
     keys = make_keys(0, torch.arange(4)[:, None], torch.arange(3)).T
     torch.library.opcheck(torch.ops.ccal.hash_part.default, (keys, torch.tensor(2)))
     torch.library.opcheck(torch.ops.ccal.uniform.default, (keys, 2))
+
+
+class Recorder(TorchDispatchMode):
+    """Names the operators that make a tensor of the device out of one of the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.copies, self.operators = [], []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        places = [
+            {leaf.device.type for leaf in tree_leaves(part) if isinstance(leaf, torch.Tensor)}
+            for part in ((args, kwargs), result)
+        ]
+        self.operators.append(str(operator))
+        if "cpu" in places[0] or places[1] != {"meta"}:
+            self.copies.append(str(operator))
+        return result
+
+
+def test_no_key_and_no_draw_is_copied_from_the_host():
+    """On a device that is not the host (meta computes shapes alone), whole numbers among the parts or not."""
+    indices = torch.empty(5, dtype=torch.int64, device="meta")
+    epoch = torch.empty((), dtype=torch.int64, device="meta")
+    with Recorder() as recorder:
+        keys = make_keys(3, 1, epoch, indices, 0, torch.arange(4, device="meta")[:, None])
+        uniform(keys, 7)
+        counter_random._hash_part._init_fn(keys, epoch)  # what the operators hide from the recorder
+        counter_random._uniform._init_fn(keys, 7)
+    assert {"ccal.hash_part.default", "ccal.uniform.default", "aten.bitwise_xor.Tensor"} <= {*recorder.operators}
+    assert recorder.copies == []
+
+
+def test_a_copy_from_the_host_is_found_out():
+    with Recorder() as recorder:
+        torch.empty(2, dtype=torch.int64, device="meta") + torch.tensor([1, 2]).to("meta")
+    assert "aten._to_copy.default" in recorder.copies
