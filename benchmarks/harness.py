@@ -324,6 +324,8 @@ def draw(path: Path, rows: Sequence[Comparison], *, title: str) -> None:
     axes.set_yticks(places, [row.work for row in rows])
     axes.invert_yaxis()
     axes.axvline(1, color="gray", linewidth=1)
+    if max(row.ratio for row in rows) > 10:
+        axes.set_xscale("log")
     axes.set_xlabel("times as fast as the plain formulation (bar: medians, dots: single runs)")
     axes.margins(x=0.12)
     axes.set_title(title, fontsize=10)
