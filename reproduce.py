@@ -34,7 +34,7 @@ from common.experiment import SHIFTS, Experiment, Recipe, data_flags, largest_di
 from common.record import Record, describe_device, duration, file_digest, finished_epochs, logged_seconds
 from common.schedule import Measured, Sizes, fit_scale
 from datasets import Dataset, Split, load_data_and_split
-from evals import report
+from evals import outcome
 from evals.features import Extraction, extract_features
 from evals.summary import read_accuracies, read_run
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for strategy in NEEDS:
         run_query(experiment, record, strategy, split_digest=split.digest)
     classify(experiment, record)
-    write_results(experiment, record, full=recipe, published=report.published_found(split, target=recipe.target))
+    write_results(experiment, record, full=recipe, published=outcome.published_found(split, target=recipe.target))
 
 
 def choose_processes(name: str, batch_size: int) -> tuple[torch.device, int]:
@@ -361,19 +361,19 @@ def write_results(experiment: Experiment, record: Record, *, full: Recipe, publi
     folder, settings = experiment.folder, record.content["settings"]
     files = {strategy: read_run(experiment.index_dir(strategy)) for strategy in NEEDS}
     accuracies = read_accuracies(folder / "classifier" / "results.csv", "ccal")
-    rows = report.result_rows(files["ccal"], files["random"], accuracies, published=published)
-    cells = report.table_cells(rows)
+    rows = outcome.result_rows(files["ccal"], files["random"], accuracies, published=published)
+    cells = outcome.table_cells(rows)
     title = f"{settings['dataset']}, mismatch {settings['mismatch']:g}, {experiment.model}"
     notes = [experiment.recipe.beside(full, record.content["scale"]), time_line(record)]
     if published:
-        notes.append(report.PUBLISHED_NOTE)
-    report.write_csv(folder / "result.csv", rows)
-    report.draw(folder / "result.png", rows, title=f"{title}\n{notes[0]}")
+        notes.append(outcome.PUBLISHED_NOTE)
+    outcome.write_csv(folder / "result.csv", rows)
+    outcome.draw(folder / "result.png", rows, title=f"{title}\n{notes[0]}")
     precision = files["ccal"][0].settings.get("precision")
     shown = settings | dataclasses.asdict(experiment.recipe)
     shown |= {"precision": f"{settings['precision']} ({precision} in the query)"}
     stages = [[name, duration(v["seconds"]), v["device"], v["git_commit"]] for name, v in record.stages.items()]
-    report.write_markdown(
+    outcome.write_markdown(
         folder / "result.md",
         title,
         notes=notes,
@@ -384,7 +384,7 @@ def write_results(experiment: Experiment, record: Record, *, full: Recipe, publi
             "Versions": [["package", "version"], *(list(pair) for pair in record.content["versions"].items())],
         },
     )
-    log("\n".join([title, *notes, report.plain_table(cells)]))
+    log("\n".join([title, *notes, outcome.plain_table(cells)]))
     log(f"table {folder / 'result.csv'}\npage {folder / 'result.md'}\nfigure {folder / 'result.png'}")
 
 

@@ -27,7 +27,7 @@ from common.schedule import GRID, RESERVE, Measured, Sizes, fit_scale, pick_scal
 from datasets import load_data_and_split
 from datasets.index_files import IndexFile
 from datasets.split import make_split
-from evals import report
+from evals import outcome
 from utils import InputError, run_cli
 
 CYCLES, RUNS = 2, 2
@@ -577,13 +577,13 @@ def test_published_values_belong_to_one_split(shared: Path) -> None:
         settings = {"target_classes": (0, 1), "mismatch": 0.8, "initial_budget": 800, "seed": 0, **changes}
         return make_split(labels, np.arange(10), **settings)
 
-    assert report.published_found(split(), target=750) == (1421, 1395, 1395, 1422, 1390, 1171, 439)
-    assert report.published_found(split(), target=75) == ()
+    assert outcome.published_found(split(), target=750) == (1421, 1395, 1395, 1422, 1390, 1171, 439)
+    assert outcome.published_found(split(), target=75) == ()
     for changes in ({"mismatch": 0.6}, {"seed": 1}, {"initial_budget": 801}, {"target_classes": (0, 2)}):
-        assert report.published_found(split(**changes), target=750) == ()
+        assert outcome.published_found(split(**changes), target=750) == ()
     hundred = np.load(shared / "data" / "labels_cifar100_train.npy")
     other = make_split(hundred, np.arange(100), target_classes=range(20), mismatch=0.7, initial_budget=800)
-    assert report.published_found(other, target=75) == ()
+    assert outcome.published_found(other, target=75) == ()
 
 
 def index_file(cycle: int, **metrics: float) -> IndexFile:
@@ -593,13 +593,13 @@ def index_file(cycle: int, **metrics: float) -> IndexFile:
 
 def test_the_published_column_stands_beside_the_cycles() -> None:
     files = [index_file(0), index_file(1, found=1400, precision=93.33, auroc_semantic=0.97, auroc_utility=0.95)]
-    rows = report.result_rows(files, [], {}, published=report.PUBLISHED_FOUND)
+    rows = outcome.result_rows(files, [], {}, published=outcome.PUBLISHED_FOUND)
     assert [row.published_found for row in rows] == [None, 1421]
     assert math.isclose(rows[1].published_precision, 100 * 1421 / 1500)
-    cells = report.table_cells(rows)
+    cells = outcome.table_cells(rows)
     assert cells[0][-2:] == ["published found", "published precision"]
     assert cells[2] == ["1", "1500", "1400", "93.3 %", "-", "0.9700", "0.9500", "801", "-", "1421", "94.7 %"]
-    assert len({len(line) for line in report.plain_table(cells).splitlines()}) == 1
-    assert report.markdown_table(cells).splitlines()[1] == "| " + " | ".join(["---"] * 11) + " |"
-    without = report.table_cells(report.result_rows(files, [], {}, published=()))
+    assert len({len(line) for line in outcome.plain_table(cells).splitlines()}) == 1
+    assert outcome.markdown_table(cells).splitlines()[1] == "| " + " | ".join(["---"] * 11) + " |"
+    without = outcome.table_cells(outcome.result_rows(files, [], {}, published=()))
     assert len(without[0]) == 9
