@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from common import arguments, checkpoint, distributed, plots
+from common import arguments, checkpoint, distributed
 from common.acceleration import Precision
 from datasets import load_data_and_split
 from datasets.base import Dataset
 from datasets.index_files import IndexFile, default_index_dir, index_path, write_index_file
 from datasets.split import Split
-from evals import feature_cache
-from evals.cycles import Cycle, best_utility, query_cycles
-from evals.features import Extraction, FeatureBank, extract_features
-from evals.metrics import describe
+from evals.banks import default_batch, feature_banks, load_encoder, with_shift
+from evals.cycle_report import cycle_line, print_scores, save_scores
+from evals.cycles import Cycle, query_cycles
+from evals.features import Extraction
 from evals.query import STRATEGIES
-from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
-from utils import InputError, atomic_write, log, require_writable, run_cli, set_seed
+from utils import InputError, log, require_writable, run_cli, set_seed
 
 ROOT = Path(__file__).resolve().parent
-CPU_BATCH, GPU_BATCH = 100, 1000  # images of 32 pixels per forward batch where --test_batch_size is not given
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -166,80 +160,6 @@ def shifts_of(needs: Sequence[str], shift_trans_type: str) -> dict[str, str]:
     return {"semantic": "none", "distinctive": shift_trans_type}
 
 
-def with_shift(views: Extraction, shift: str) -> Extraction:
-    """The same extraction for all copies of a kind of shift."""
-    return dataclasses.replace(views, shift=shift, shift_numbers=tuple(range(SHIFT_COUNTS[shift])))
-
-
-def default_batch(device: torch.device, image_size: tuple[int, int]) -> int:
-    """Images per forward batch: the original's 100, and on GPUs, which small batches leave idle, up to 1000."""
-    if device.type != "cuda":
-        return CPU_BATCH
-    return max(CPU_BATCH, GPU_BATCH * 32 * 32 // (image_size[0] * image_size[1]))
-
-
-def load_encoder(
-    path: Path, model: str, *, num_classes: int, shifts: int, simclr_dim: int, strict: bool, device: torch.device
-) -> nn.Module:
-    """An encoder with a checkpoint's weights."""
-    encoder = build_encoder(model, num_classes=num_classes, shifts=shifts, simclr_dim=simclr_dim)
-    checkpoint.load_weights(path, encoder, strict=strict)
-    return encoder.to(device, memory_format=torch.channels_last)
-
-
-def feature_banks(
-    encoders: dict[str, nn.Module],
-    train_images: np.ndarray,
-    indices: np.ndarray,
-    how: dict[str, Extraction],
-    *,
-    checkpoints: dict[str, Path],
-    cache: Path | None,
-    dtype: str,
-    device: torch.device,
-) -> dict[str, FeatureBank]:
-    """Every encoder's features, once for all cycles; those that the cache holds are not extracted again.
-
-    Args:
-        encoders: By name.
-        train_images: uint8, (M, H, W, 3).
-        indices: Images to encode, ascending, (N,).
-        how: Settings by encoder.
-        checkpoints: Files by encoder, for the cache's record.
-        cache: Folder of kept features, or None.
-        dtype: ``float32`` or ``float16``, in which features are kept.
-        device: Of the encoders.
-
-    Raises:
-        InputError: The cache holds features of something else.
-    """
-    banks: dict[str, FeatureBank] = {}
-    records: dict[str, dict[str, Any]] = {}
-    if cache is not None:
-        require_writable(cache, "--feature_cache")
-        for name in encoders:
-            records[name] = feature_cache.describe(checkpoints[name], train_images, indices, how[name], dtype=dtype)
-            network = encoders[name]  # with --no_strict one checkpoint fits several
-            records[name]["network"] = [type(network).__name__, network.simclr_layer[-1].out_features]
-            if found := feature_cache.find(cache, name, records[name], indices):
-                banks[name] = found
-                log(f"{name} features of {len(indices)} images: kept from {cache}")
-        distributed.barrier()  # every process has looked before the first one writes
-    if len(banks) == len(encoders):
-        return banks
-    images = torch.from_numpy(train_images).to(device).permute(0, 3, 1, 2).contiguous()
-    for name in [name for name in encoders if name not in banks]:  # in one order, which a set has not, everywhere
-        start, encoder = time.perf_counter(), encoders[name]
-        if cache is not None:
-            banks[name] = feature_cache.make(cache, name, records[name], encoder, images, indices, how[name])
-        else:
-            bank = extract_features(encoder, images, indices, how[name], name=f"{name} features")
-            banks[name] = FeatureBank(indices, feature_cache.narrowed(bank.features, dtype))
-        seconds = time.perf_counter() - start
-        log(f"{name} features of {len(indices)} images: {seconds:.1f} s ({checkpoints[name]})")
-    return banks
-
-
 def check_budget(split: Split, labels: np.ndarray, *, target: int, needs: Sequence[str]) -> None:
     """Refuses a query that the pool or the labeled set cannot serve.
 
@@ -307,64 +227,6 @@ def write_cycle(
         seconds=round(cycle.seconds, 3) if cycle else 0.0,
     )
     write_index_file(folder, content)
-
-
-def cycle_line(cycle: Cycle, class_names: tuple[str, ...]) -> str:
-    """What a cycle found, in one line; a class that had too few candidates is named."""
-    metrics = cycle.metrics
-    per_class = ", ".join(
-        f"{class_names[label]} {found}"
-        for label, found in zip(cycle.split.target_classes, metrics["found_per_class"], strict=True)
-    )
-    area = "  ".join(
-        f"AUROC {name} {metrics[key]:.4f}"
-        for name, key in (("semantic", "auroc_semantic"), ("score", "auroc_utility"))
-        if metrics[key] is not None
-    )
-    precision = "-" if metrics["precision"] is None else f"{metrics['precision']:.1f} %"
-    line = (
-        f"cycle {cycle.number}: queried {metrics['queried']}  target {metrics['found']} ({per_class})  precision "
-        f"{precision}  recall {metrics['recall']:.1f} %  labeled {metrics['labeled']}  pool {metrics['pool']}  {area}  "
-        f"{cycle.seconds:.2f} s"
-    )
-    for number, missing in cycle.result.shortfall.items():
-        name = class_names[cycle.split.target_classes[number]]
-        line += f"\n  class {name}: {missing} fewer than --target, no more candidates"
-    return line
-
-
-def named_scores(cycle: Cycle) -> dict[str, np.ndarray]:
-    """Every score of the cycle's pool by name, one value per image (the distances and D_i: per image and class)."""
-    scores = cycle.inputs.scores
-    found = {"semantic similarity": scores.similarity, "semantic": scores.semantic}
-    found |= {"distinctive distance": scores.distance, "distinctive": scores.distinctive}
-    arrays = {name: value.cpu().numpy() for name, value in found.items() if value is not None}
-    return arrays | {"query score": best_utility(cycle.utilities)}
-
-
-def print_scores(cycle: Cycle) -> None:
-    """Mean, deviation and quantiles of each score over the pool of this cycle."""
-    for name, values in named_scores(cycle).items():
-        log(f"  {name:20} " + "  ".join(f"{key} {value:.4g}" for key, value in describe(values.ravel()).items()))
-
-
-def save_scores(folder: Path, cycle: Cycle) -> None:
-    """Writes a cycle's scores (npz) and the histogram of the query score (png)."""
-    arrays = {name.replace(" ", "_"): values for name, values in named_scores(cycle).items()}
-    if cycle.inputs.scores.pseudo_class is not None:
-        arrays["pseudo_class"] = cycle.inputs.scores.pseudo_class.cpu().numpy()
-    pool = cycle.inputs.pool
-    with atomic_write(folder / f"cycle_{cycle.number}.npz") as file:
-        np.savez(file, indices=pool, queried=cycle.result.indices, is_target=cycle.is_target, **arrays)
-    queried = np.isin(pool, cycle.result.indices)
-    groups = {"target": cycle.is_target, "other": ~cycle.is_target, "queried": queried}
-    score = arrays["query_score"]
-    plots.plot_histogram(
-        folder / f"cycle_{cycle.number}.png",
-        {name: score[mask] for name, mask in groups.items()},
-        label=f"query score, cycle {cycle.number}",
-    )
-    log(f"  wrote {folder / f'cycle_{cycle.number}.npz'} and .png")
 
 
 if __name__ == "__main__":

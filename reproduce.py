@@ -35,6 +35,7 @@ from common.record import Record, describe_device, duration, file_digest, finish
 from common.schedule import Measured, Sizes, fit_scale
 from datasets import Dataset, Split, load_data_and_split
 from evals import outcome
+from evals.banks import default_batch, load_encoder
 from evals.features import Extraction, extract_features
 from evals.summary import read_accuracies, read_run
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
@@ -219,7 +220,7 @@ def seconds_per_view(trial: Experiment, encoder: str, images: np.ndarray, *, dev
     """Time of one image's view in the query, all its shifts together."""
     shift = SHIFTS[encoder]
     precision = Precision.resolve(trial.precision, device)
-    network = active_main.load_encoder(
+    network = load_encoder(
         trial.model_path(encoder),
         trial.model,
         num_classes=2,
@@ -234,7 +235,7 @@ def seconds_per_view(trial: Experiment, encoder: str, images: np.ndarray, *, dev
         shift=shift,
         shift_numbers=tuple(range(SHIFT_COUNTS[shift])),
         seed=trial.seed,
-        batch_size=active_main.default_batch(device, images.shape[1:3]),
+        batch_size=default_batch(device, images.shape[1:3]),
         precision=precision,
     )
     pixels, _ = contrast_main.to_device(images, np.zeros(len(images), dtype=np.int64), device)

@@ -24,6 +24,7 @@ from common.acceleration import Precision
 from datasets import load_data_and_split
 from datasets.index_files import index_path, read_index_file
 from datasets.split import Split
+from evals import banks
 from evals.features import FeatureBank
 from models import build_encoder
 from utils import read_json, run_cli, write_json
@@ -846,8 +847,8 @@ def test_every_process_extracts_in_one_order(monkeypatch):
         made.append(name)
         return FeatureBank(indices, torch.zeros(len(indices), 1, 2))
 
-    monkeypatch.setattr(active_main, "extract_features", extract)
-    banks = active_main.feature_banks(
+    monkeypatch.setattr(banks, "extract_features", extract)
+    made_banks = banks.feature_banks(
         dict.fromkeys(names),
         np.zeros((3, 2, 2, 3), dtype=np.uint8),
         np.arange(3),
@@ -858,4 +859,4 @@ def test_every_process_extracts_in_one_order(monkeypatch):
         device=torch.device("cpu"),
     )
     assert made == [f"{name} features" for name in names]
-    assert list(banks) == names
+    assert list(made_banks) == names

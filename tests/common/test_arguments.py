@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import active_main
 from common import arguments
 from common.arguments import (
     Parser,
@@ -22,6 +21,7 @@ from common.arguments import (
     number,
     resolved,
 )
+from evals.banks import CPU_BATCH
 
 GROUPS = {
     "contrast": (add_data_args, add_encoder_args, add_augmentation_args, add_contrast_args, add_process_args),
@@ -281,7 +281,7 @@ def test_defaults_are_the_originals(command):
 
 
 def test_the_querys_batch_is_the_originals_on_a_cpu():
-    assert parsed("query").test_batch_size is None and active_main.CPU_BATCH == 100
+    assert parsed("query").test_batch_size is None and CPU_BATCH == 100
 
 
 # Refusals

@@ -1,0 +1,95 @@
+"""A query's encoders and the features that they give: extracted, or those that the cache holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common import checkpoint, distributed
+from evals import feature_cache
+from evals.features import Extraction, FeatureBank, extract_features
+from models import build_encoder
+from models.transform_layers import SHIFT_COUNTS
+from utils import log, require_writable
+
+CPU_BATCH, GPU_BATCH = 100, 1000  # images of 32 pixels per forward batch where --test_batch_size is not given
+
+
+def with_shift(views: Extraction, shift: str) -> Extraction:
+    """The same extraction for all copies of a kind of shift."""
+    return dataclasses.replace(views, shift=shift, shift_numbers=tuple(range(SHIFT_COUNTS[shift])))
+
+
+def default_batch(device: torch.device, image_size: tuple[int, int]) -> int:
+    """Images per forward batch: the original's 100, and on GPUs, which small batches leave idle, up to 1000."""
+    if device.type != "cuda":
+        return CPU_BATCH
+    return max(CPU_BATCH, GPU_BATCH * 32 * 32 // (image_size[0] * image_size[1]))
+
+
+def load_encoder(
+    path: Path, model: str, *, num_classes: int, shifts: int, simclr_dim: int, strict: bool, device: torch.device
+) -> nn.Module:
+    """An encoder with a checkpoint's weights."""
+    encoder = build_encoder(model, num_classes=num_classes, shifts=shifts, simclr_dim=simclr_dim)
+    checkpoint.load_weights(path, encoder, strict=strict)
+    return encoder.to(device, memory_format=torch.channels_last)
+
+
+def feature_banks(
+    encoders: dict[str, nn.Module],
+    train_images: np.ndarray,
+    indices: np.ndarray,
+    how: dict[str, Extraction],
+    *,
+    checkpoints: dict[str, Path],
+    cache: Path | None,
+    dtype: str,
+    device: torch.device,
+) -> dict[str, FeatureBank]:
+    """Every encoder's features, once for all cycles; those that the cache holds are not extracted again.
+
+    Args:
+        encoders: By name.
+        train_images: uint8, (M, H, W, 3).
+        indices: Images to encode, ascending, (N,).
+        how: Settings by encoder.
+        checkpoints: Files by encoder, for the cache's record.
+        cache: Folder of kept features, or None.
+        dtype: ``float32`` or ``float16``, in which features are kept.
+        device: Of the encoders.
+
+    Raises:
+        InputError: The cache holds features of something else.
+    """
+    banks: dict[str, FeatureBank] = {}
+    records: dict[str, dict[str, Any]] = {}
+    if cache is not None:
+        require_writable(cache, "--feature_cache")
+        for name in encoders:
+            records[name] = feature_cache.describe(checkpoints[name], train_images, indices, how[name], dtype=dtype)
+            network = encoders[name]  # with --no_strict one checkpoint fits several
+            records[name]["network"] = [type(network).__name__, network.simclr_layer[-1].out_features]
+            if found := feature_cache.find(cache, name, records[name], indices):
+                banks[name] = found
+                log(f"{name} features of {len(indices)} images: kept from {cache}")
+        distributed.barrier()  # every process has looked before the first one writes
+    if len(banks) == len(encoders):
+        return banks
+    images = torch.from_numpy(train_images).to(device).permute(0, 3, 1, 2).contiguous()
+    for name in [name for name in encoders if name not in banks]:  # in one order, which a set has not, everywhere
+        start, encoder = time.perf_counter(), encoders[name]
+        if cache is not None:
+            banks[name] = feature_cache.make(cache, name, records[name], encoder, images, indices, how[name])
+        else:
+            bank = extract_features(encoder, images, indices, how[name], name=f"{name} features")
+            banks[name] = FeatureBank(indices, feature_cache.narrowed(bank.features, dtype))
+        seconds = time.perf_counter() - start
+        log(f"{name} features of {len(indices)} images: {seconds:.1f} s ({checkpoints[name]})")
+    return banks

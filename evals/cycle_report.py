@@ -1,0 +1,70 @@
+"""What a cycle of the query says of itself: its line, its scores' figures, and the files of --save_score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from common import plots
+from evals.cycles import Cycle, best_utility
+from evals.metrics import describe
+from utils import atomic_write, log
+
+
+def cycle_line(cycle: Cycle, class_names: tuple[str, ...]) -> str:
+    """What a cycle found, in one line; a class that had too few candidates is named."""
+    metrics = cycle.metrics
+    per_class = ", ".join(
+        f"{class_names[label]} {found}"
+        for label, found in zip(cycle.split.target_classes, metrics["found_per_class"], strict=True)
+    )
+    area = "  ".join(
+        f"AUROC {name} {metrics[key]:.4f}"
+        for name, key in (("semantic", "auroc_semantic"), ("score", "auroc_utility"))
+        if metrics[key] is not None
+    )
+    precision = "-" if metrics["precision"] is None else f"{metrics['precision']:.1f} %"
+    line = (
+        f"cycle {cycle.number}: queried {metrics['queried']}  target {metrics['found']} ({per_class})  precision "
+        f"{precision}  recall {metrics['recall']:.1f} %  labeled {metrics['labeled']}  pool {metrics['pool']}  {area}  "
+        f"{cycle.seconds:.2f} s"
+    )
+    for number, missing in cycle.result.shortfall.items():
+        name = class_names[cycle.split.target_classes[number]]
+        line += f"\n  class {name}: {missing} fewer than --target, no more candidates"
+    return line
+
+
+def named_scores(cycle: Cycle) -> dict[str, np.ndarray]:
+    """Every score of the cycle's pool by name, one value per image (the distances and D_i: per image and class)."""
+    scores = cycle.inputs.scores
+    found = {"semantic similarity": scores.similarity, "semantic": scores.semantic}
+    found |= {"distinctive distance": scores.distance, "distinctive": scores.distinctive}
+    arrays = {name: value.cpu().numpy() for name, value in found.items() if value is not None}
+    return arrays | {"query score": best_utility(cycle.utilities)}
+
+
+def print_scores(cycle: Cycle) -> None:
+    """Mean, deviation and quantiles of each score over the pool of this cycle."""
+    for name, values in named_scores(cycle).items():
+        log(f"  {name:20} " + "  ".join(f"{key} {value:.4g}" for key, value in describe(values.ravel()).items()))
+
+
+def save_scores(folder: Path, cycle: Cycle) -> None:
+    """Writes a cycle's scores (npz) and the histogram of the query score (png)."""
+    arrays = {name.replace(" ", "_"): values for name, values in named_scores(cycle).items()}
+    if cycle.inputs.scores.pseudo_class is not None:
+        arrays["pseudo_class"] = cycle.inputs.scores.pseudo_class.cpu().numpy()
+    pool = cycle.inputs.pool
+    with atomic_write(folder / f"cycle_{cycle.number}.npz") as file:
+        np.savez(file, indices=pool, queried=cycle.result.indices, is_target=cycle.is_target, **arrays)
+    queried = np.isin(pool, cycle.result.indices)
+    groups = {"target": cycle.is_target, "other": ~cycle.is_target, "queried": queried}
+    score = arrays["query_score"]
+    plots.plot_histogram(
+        folder / f"cycle_{cycle.number}.png",
+        {name: score[mask] for name, mask in groups.items()},
+        label=f"query score, cycle {cycle.number}",
+    )
+    log(f"  wrote {folder / f'cycle_{cycle.number}.npz'} and .png")
