@@ -6,23 +6,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from common import arguments, checkpoint, distributed
 from common.acceleration import Precision
 from datasets import load_data_and_split
-from datasets.base import Dataset
-from datasets.index_files import IndexFile, default_index_dir, index_path, write_index_file
+from datasets.index_files import default_index_dir, index_path
 from datasets.split import Split
 from evals.banks import default_batch, feature_banks, load_encoder, with_shift
 from evals.cycle_report import cycle_line, print_scores, save_scores
-from evals.cycles import Cycle, query_cycles
+from evals.cycles import query_cycles
 from evals.features import Extraction
+from evals.index_folder import check_folder, clear_folder, write_cycle
 from evals.query import STRATEGIES
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
-from utils import InputError, log, require_writable, run_cli, set_seed
+from utils import InputError, log, run_cli, set_seed
 
 ROOT = Path(__file__).resolve().parent
 
@@ -178,55 +177,6 @@ def check_budget(split: Split, labels: np.ndarray, *, target: int, needs: Sequen
             f"target class {split.target_classes[int(counts.argmin())]} has {counts.min()} labeled image and the "
             "distinctive score needs two: raise --initial_budget, take another --split_seed, or --strategy semantic"
         )
-
-
-def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuses an index folder that cannot be made, or that holds an earlier query's files, before anything is computed.
-
-    Raises:
-        InputError: It is no folder or not writable, or holds index files and ``--overwrite`` was not given.
-    """
-    require_writable(folder, "--index_dir")
-    earlier = sorted(folder.glob("cycle_*.json"))
-    if earlier and not overwrite:
-        raise InputError(
-            f"{folder} already holds index files ({earlier[0].name}, ...): give --overwrite to replace them, or "
-            "another --index_dir"
-        )
-    # Every process has looked before the first one writes.
-    distributed.barrier()
-
-
-def clear_folder(folder: Path) -> None:
-    """Makes the index folder without an earlier query's files; called when all that the new one reads is checked."""
-    if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        for pattern in ("cycle_*.json", "scores/cycle_*.npz", "scores/cycle_*.png"):
-            for path in folder.glob(pattern):
-                path.unlink()
-
-
-def write_cycle(
-    folder: Path, data: Dataset, split: Split, *, strategy: str, settings: dict[str, Any], cycle: Cycle | None = None
-) -> None:
-    """Writes a cycle's index file from the first process; without a cycle, the initial set's."""
-    if not distributed.is_main():
-        return
-    content = IndexFile(
-        dataset=data.name,
-        mismatch=split.mismatch,
-        split_digest=split.digest,
-        target_classes=list(split.target_classes),
-        strategy=strategy,
-        cycle=cycle.number if cycle else 0,
-        labeled=split.labeled.tolist(),
-        queried=cycle.result.indices.tolist() if cycle else [],
-        set_aside=split.set_aside.tolist(),
-        settings=settings,
-        metrics=cycle.metrics if cycle else {"labeled": len(split.labeled), "pool": len(split.unlabeled)},
-        seconds=round(cycle.seconds, 3) if cycle else 0.0,
-    )
-    write_index_file(folder, content)
 
 
 if __name__ == "__main__":
