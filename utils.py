@@ -29,6 +29,18 @@ class Diverged(InputError):
     """Training went wrong with the settings given; each process that meets it says so."""
 
 
+class Interrupted(Exception):
+    """A command stops because it was asked to; the message says by what, and what is on disk.
+
+    Attributes:
+        status: Exit status of the command.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 ENVIRONMENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENOMEM}
 
 
@@ -36,13 +48,16 @@ def run_cli(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | 
     """Runs a command and turns what goes wrong into one line and an exit status.
 
     Returns:
-        0 on success, 2 for bad input, 3 for a failing environment (a full disk, say), 130 for Ctrl-C.
-        ``--debug`` among the arguments lets the traceback through instead.
+        0 on success, 2 for bad input, 3 for a failing environment (a full disk, say), 130 for Ctrl-C, and what
+        ``Interrupted`` says. ``--debug`` among the arguments lets the traceback of an error through instead.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         main(words)
         return 0
+    except Interrupted as stop:
+        _tell(str(stop), wait=stop.status != 0)
+        return stop.status
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C; what was finished is on disk", 130, words)
     except Diverged as error:
@@ -58,12 +73,16 @@ def run_cli(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | 
 def _fail(message: str, status: int, words: Sequence[str], *, everywhere: bool = False) -> int:
     if "--debug" in words:
         raise
-    # Every process of one machine meets the same bad input; one of them says so.
-    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    else:
-        wait_for_the_first_process()
+    _tell(f"error: {message}", everywhere=everywhere)
     return status
+
+
+def _tell(message: str, *, everywhere: bool = False, wait: bool = True) -> None:
+    # Every process of one machine meets the same; one of them says so.
+    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    elif wait:
+        wait_for_the_first_process()
 
 
 def wait_for_the_first_process() -> None:

@@ -121,6 +121,18 @@ def add_process_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_limit_args(parser: argparse.ArgumentParser) -> None:
+    """When to stop before the end."""
+    group = parser.add_argument_group("limit")
+    group.add_argument(
+        "--max_minutes",
+        type=positive,
+        metavar="M",
+        help="save and stop, with exit status 0, before this command has run for M minutes (default: no limit); "
+        "SIGTERM, SIGINT and SIGUSR1 do so at once",
+    )
+
+
 def add_precision_args(parser: argparse.ArgumentParser) -> None:
     """The number format of the encoders."""
     group = parser.add_argument_group("speed")

@@ -6,6 +6,7 @@ Without a launcher there is one process, ``rank()`` is 0, ``world_size()`` is 1 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -136,6 +137,21 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' numbers, found by the hosts among themselves: no GPU is waited for."""
+    if world_size() == 1:
+        return value
+    number = torch.tensor(value)
+    dist.all_reduce(number, op=dist.ReduceOp.MAX, group=_hosts(dist.group.WORLD))
+    return int(number)
+
+
+@functools.lru_cache(maxsize=1)
+def _hosts(world: Any) -> Any:
+    """The group of all processes whose tensors are in the hosts' memory; made once, by all of them."""
+    return world if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:
