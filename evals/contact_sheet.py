@@ -90,7 +90,7 @@ def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], item: Asked, *,
 def _write(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, *, size: int, room: int, fill: str = INK
 ) -> None:
-    """One line of text, cut where it would leave its room; what has no glyph of its own (line ends, controls) is a dot."""
+    """One line of text, cut where it would leave its room; line ends and other controls are dots."""
     font = _font(size)
     text = "".join("·" if unicodedata.category(letter) in ("Cc", "Cf", "Cs") else letter for letter in text)[:300]
     if draw.textlength(text, font=font) > room:

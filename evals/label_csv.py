@@ -68,7 +68,7 @@ def row_without_label(item: Asked) -> str:
     """The line of an image up to its label, which is to follow as ``format_row([label])``."""
     scores = ["" if value is None else f"{value:.6f}" for value in (item.joint, item.semantic, item.distinctive)]
     # A negative number is no formula: it stays as it is, so that a spreadsheet can sort by it.
-    return ",".join([format_row([item.path]), format_row([item.suggestion or ""]), *scores, ""])
+    return ",".join([format_row([item.path, item.suggestion or ""]), *scores, ""])
 
 
 def format_table(items: Sequence[Asked], labels: Sequence[str | None] = ()) -> str:

@@ -26,7 +26,9 @@ from utils import atomic_write
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 OTHER_KEY = "o"
 COMMAND_KEYS = "ufs"  # undo, filter, save; see label.js
-KEYS = "123456789" + "".join(letter for letter in "abcdefghijklmnopqrstuvwxyz" if letter not in OTHER_KEY + COMMAND_KEYS)
+KEYS = "123456789" + "".join(
+    letter for letter in "abcdefghijklmnopqrstuvwxyz" if letter not in OTHER_KEY + COMMAND_KEYS
+)
 SCORES = ("score", "semantic", "distinctive")
 SMALL = 64  # pixels up to which an image is shown with its pixels as squares
 
