@@ -45,14 +45,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         strategy.needs, args.load_path, semantic=args.load_semantic_path, distinctive=args.load_feature_path
     )
     shifts = shifts_of(strategy.needs, args.shift_trans_type)
-    folder = (
-        Path(args.index_dir) if args.index_dir else default_index_dir(ROOT, args.dataset, args.mismatch, args.strategy)
-    )
+    model = arguments.backbone(args.model, args.image_size)
     with distributed.session(args.device) as device:
         set_seed(args.seed)
         precision = Precision.resolve(args.precision, device)
         precision.apply_to_products()
         data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
+        if not data.has_oracle:
+            raise InputError(f"nobody has labeled the images in {args.data_path}/unlabeled: give --annotate")
+        folder = Path(args.index_dir or default_index_dir(ROOT, args.dataset, split.mismatch, args.strategy))
         if "distinctive" in strategy.needs:
             check_shift(args.shift_trans_type, data.image_size)
         check_budget(split, data.train_labels, target=args.target, needs=strategy.needs)
@@ -69,12 +70,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         how = {name: with_shift(views, shifts[name]) for name in strategy.needs}
         for name in strategy.needs:
-            expected = {"mode": name, "dataset": args.dataset, "model": args.model, "shift_trans_type": shifts[name]}
+            expected = {"mode": name, "dataset": args.dataset, "model": model, "shift_trans_type": shifts[name]}
             checkpoint.check_run(paths[name], split_digest=split.digest, expected=expected)
         encoders = {
             name: load_encoder(
                 paths[name],
-                args.model,
+                model,
                 num_classes=data.num_classes,
                 shifts=SHIFT_COUNTS[shifts[name]],
                 simclr_dim=args.simclr_dim,

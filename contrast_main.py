@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings["precision"] = precision.name
         compiled = acceleration.wants_compilation(args.compile, device, processes=distributed.world_size())
         data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
+        settings["mismatch"] = split.mismatch
         check_shift(args.shift_trans_type, data.image_size)
         images, labels = to_device(data.train_images, data.train_labels, device)
         test_images, test_labels = to_device(data.test_images, data.test_labels, device)
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_negatives(args.mode, args.batch_size * distributed.world_size())
 
         encoder = build_encoder(
-            args.model,
+            settings["model"],
             num_classes=data.num_classes,
             shifts=SHIFT_COUNTS[args.shift_trans_type],
             simclr_dim=args.simclr_dim,
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 seed=args.seed,
             )
             last = epoch == args.epochs
-            if distributed.is_main() and (last or epoch % args.error_step == 0):
+            if distributed.is_main() and len(test_labels) and (last or epoch % args.error_step == 0):
                 stats["test_probe_accuracy"] = probe_accuracy(encoder, test_images, test_labels, precision=precision)
             run_log.write(epoch, stats)
             log(epoch_line(epoch, args.epochs, stats))
@@ -309,6 +310,8 @@ def announce(
         f"epoch, epochs {done + 1} to {settings['epochs']}, {processes} process(es) on {device.type}, "
         f"{settings['precision']}"
     )
+    if settings["dataset"] == "folder":
+        log(f"backbone {settings['model']}; without --model it follows --image_size (see --help)")
     log(
         f"effective batch {batch} images ({settings['batch_size']} per process; the paper's recipe is 128), learning "
         f"rate {settings['lr_init']} to {10 * settings['lr_init']:g} as given: nothing is scaled"

@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     device, processes = choose_processes(args.device, args.batch_size)
     data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
+    if not data.has_oracle:
+        raise InputError(f"{args.data_path}/unlabeled has no labels, and without them there is no query to simulate")
     paper = recipe_for(args.dataset, pool=len(split.unlabeled), classes=len(split.target_classes))
     recipe = dataclasses.replace(
         paper,
@@ -75,15 +77,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     splitting = {
         "mismatch": args.mismatch,
-        "target_classes": list(split.target_classes),
+        "target_classes": args.target_classes or list(split.target_classes),
         "initial_budget": len(split.labeled),
         "split_seed": args.split_seed,
+        "image_size": args.image_size,
     }
     experiment = Experiment(
         folder=Path(args.out),
         recipe=recipe,
-        model=args.model,
-        data=data_flags(args.dataset, args.data_path, **splitting),
+        model=arguments.backbone(args.model, args.image_size),
+        data=data_flags(args.dataset, args.data_path, **splitting, cache_dir=args.cache_dir),
         device=args.device,
         seed=args.seed,
         precision=Precision.resolve(args.precision, device).name,
@@ -93,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {
         "dataset": args.dataset,
         **splitting,
-        **{name: getattr(args, name) for name in ("model", "seed", "budget_minutes")},
+        "model": experiment.model,
+        **{name: getattr(args, name) for name in ("seed", "budget_minutes")},
         "precision": experiment.precision,
         "processes": processes,
         "scale": None if args.budget_minutes else args.scale,

@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from utils import wait_for_the_first_process
 
-DATASETS = ("cifar10", "cifar100", "digits", "npz")
+DATASETS = ("cifar10", "cifar100", "digits", "npz", "folder")
+IMAGENET_STEM_FROM = 128  # pixels; from there on its last stage sees 4x4 positions, as the CIFAR stem's does at 32
 MODELS = ("resnet18", "resnet18_imagenet", "resnet20", "resnet8")
+MODEL_HELP = f"{{}} (default: resnet18; with --image_size of {IMAGENET_STEM_FROM} or more resnet18_imagenet)"
 SHIFTS = ("none", "rotation", "cutperm")
 STRATEGIES = ("ccal", "semantic", "distinctive", "random")
 MODE_SPELLINGS = {
@@ -83,11 +86,24 @@ def _mode(text: str) -> str:
     return MODE_SPELLINGS[text]
 
 
+def _class(text: str) -> int | str:
+    """A class by its number, or by its name."""
+    if re.fullmatch("-?(0|[1-9][0-9]*)", text):
+        return natural(text)
+    if not text:
+        raise argparse.ArgumentTypeError("must be a class's name or number, got ''")
+    return text
+
+
 def add_data_args(parser: argparse.ArgumentParser) -> None:
     """The data set and the split; the same flags give the same split at every stage."""
     group = parser.add_argument_group("data and split")
     group.add_argument("--dataset", choices=DATASETS, default="cifar10", help="data set")
-    group.add_argument("--data_path", default="~/data", help="folder of CIFAR, or the file of --dataset npz")
+    group.add_argument(
+        "--data_path",
+        default="~/data",
+        help="folder of CIFAR, the file of --dataset npz, or the folder of --dataset folder",
+    )
     group.add_argument(
         "--mismatch",
         type=number(float, 0, 1, open_high=True),
@@ -96,10 +112,10 @@ def add_data_args(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--target_classes",
-        type=natural,
+        type=_class,
         nargs="+",
         metavar="CLASS",
-        help="classes that matter, by number, in the classifier's order (default: the data set's protocol)",
+        help="classes that matter, by name or number, in the classifier's order (default: the data set's protocol)",
     )
     group.add_argument(
         "--initial_budget",
@@ -108,6 +124,17 @@ def add_data_args(parser: argparse.ArgumentParser) -> None:
         help="target images labeled at the start (default: 800; digits: 20)",
     )
     group.add_argument("--split_seed", type=seed_number, default=0, help="seed of the split's draws")
+    group.add_argument(
+        "--image_size",
+        type=number(int, 32, 224),
+        metavar="PIXELS",
+        help="of --dataset folder: shorter sides are resized to this and the centre cropped (default: 32)",
+    )
+    group.add_argument(
+        "--cache_dir",
+        metavar="DIR",
+        help="of --dataset folder: where its images are kept at that size (default: .ccal_cache in the folder itself)",
+    )
 
 
 def add_process_args(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +174,7 @@ def add_precision_args(parser: argparse.ArgumentParser) -> None:
 def add_encoder_args(parser: argparse.ArgumentParser) -> None:
     """What the two encoders look like."""
     group = parser.add_argument_group("encoder")
-    group.add_argument("--model", choices=MODELS, default="resnet18", help="backbone")
+    group.add_argument("--model", choices=MODELS, help=MODEL_HELP.format("backbone"))
     group.add_argument("--simclr_dim", type=positive_int, default=128, help="dimensions of the projection")
     group.add_argument(
         "--shift_trans_type", choices=SHIFTS, default="none", help="shifts of the distinctive encoder (4 each)"
@@ -360,7 +387,7 @@ def add_reproduce_args(parser: argparse.ArgumentParser) -> None:
         help="measures a few steps of everything and takes the largest --scale with which all of it ends in M minutes",
     )
     group = parser.add_argument_group("recipe (the defaults are the paper's)")
-    group.add_argument("--model", choices=MODELS, default="resnet18", help="backbone of both encoders")
+    group.add_argument("--model", choices=MODELS, help=MODEL_HELP.format("backbone of both encoders"))
     group.add_argument(
         "--target",
         type=positive_int,
@@ -391,16 +418,22 @@ def add_reproduce_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def backbone(model: str | None, image_size: int | None) -> str:
+    """The backbone of --model, or the one for images of --image_size pixels."""
+    if model is not None:
+        return model
+    return "resnet18_imagenet" if image_size is not None and image_size >= IMAGENET_STEM_FROM else "resnet18"
+
+
 def resolved(args: argparse.Namespace) -> dict[str, Any]:
     """The namespace as a plain dictionary, for args.json."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())}
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())}
+    if "model" in values:
+        values["model"] = backbone(args.model, args.image_size)
+    return values
 
 
 def split_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What add_data_args declares of the split, as keywords of datasets.load_data_and_split."""
-    return {
-        "mismatch": args.mismatch,
-        "target_classes": args.target_classes,
-        "initial_budget": args.initial_budget,
-        "split_seed": args.split_seed,
-    }
+    """What add_data_args declares of images and split, as keywords of datasets.load_data_and_split."""
+    names = ("mismatch", "target_classes", "initial_budget", "split_seed", "image_size", "cache_dir")
+    return {name: getattr(args, name) for name in names}

@@ -96,6 +96,24 @@ def main_first() -> Iterator[None]:
             barrier()
 
 
+def is_first_here() -> bool:
+    """Whether this is the first process of its machine."""
+    return not _joined() or int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+@contextlib.contextmanager
+def first_here() -> Iterator[None]:
+    """The first process of each machine runs the block before the machine's others do."""
+    first = is_first_here()
+    if not first:
+        barrier()
+    try:
+        yield
+    finally:
+        if first:
+            barrier()
+
+
 def all_gather(tensor: Tensor, *, dim: int = 0) -> Tensor:
     """Concatenates every process's tensor along ``dim``, in the order of ranks; gradients flow to each of them.
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.checkpoint import MODEL_FILE
 
@@ -169,22 +170,10 @@ class Experiment:
         return _words(device=self.device, seed=self.seed)
 
 
-def data_flags(
-    dataset: str,
-    data_path: str | Path,
-    *,
-    mismatch: float,
-    target_classes: Sequence[int],
-    initial_budget: int,
-    split_seed: int,
-) -> tuple[str, ...]:
-    """The flags of data set and split, the same for every command."""
-    classes = ["--target_classes", *map(str, target_classes)]
-    return (
-        *_words(dataset=dataset, data_path=data_path, mismatch=mismatch),
-        *classes,
-        *_words(initial_budget=initial_budget, split_seed=split_seed),
-    )
+def data_flags(dataset: str, data_path: str | Path, **flags: Any) -> tuple[str, ...]:
+    """The flags of data set and split, the same for every command; one that is None is left out."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    return tuple(_words(dataset=dataset, data_path=data_path, **given))
 
 
 def launcher_command(script: Path, flags: Sequence[str], *, processes: int) -> list[str]:
@@ -201,4 +190,7 @@ def largest_divisor(batch_size: int, limit: int) -> int:
 
 
 def _words(**flags: object) -> list[str]:
-    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    words = []
+    for name, value in flags.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return words

@@ -8,27 +8,44 @@ from pathlib import Path
 from datasets.base import Dataset
 from datasets.cifar import load_cifar
 from datasets.digits import load_digits
+from datasets.folder import ANNOTATION, find_form, load_folder
 from datasets.npz import load_npz
-from datasets.split import PROTOCOLS, Split, make_split
+from datasets.split import DEFAULT_MISMATCH, PROTOCOLS, Split, given_split, make_split
 from utils import InputError
 
-LOADERS = {"cifar10": load_cifar, "cifar100": load_cifar, "digits": load_digits, "npz": load_npz}
+LOADERS = {
+    "cifar10": load_cifar,
+    "cifar100": load_cifar,
+    "digits": load_digits,
+    "npz": load_npz,
+    "folder": load_folder,
+}
 DEFAULT_BUDGET = 800
 
 
-def load_dataset(name: str, data_path: str | Path = "~/data") -> Dataset:
+def load_dataset(
+    name: str, data_path: str | Path = "~/data", *, image_size: int | None = None, cache_dir: str | Path | None = None
+) -> Dataset:
     """Loads a data set by its name.
 
     Args:
-        name: ``cifar10``, ``cifar100``, ``digits`` or ``npz``.
-        data_path: The folder of CIFAR, or the npz file; digits need none.
+        name: One of LOADERS.
+        data_path: The folder of CIFAR, the npz file, or the folder of images; digits need none.
+        image_size: Of a folder's images, in pixels; None for 32.
+        cache_dir: Where a folder's images are kept; None for a place within the folder.
 
     Raises:
-        InputError: The name is unknown, or the files are missing or unusable.
+        InputError: The name is unknown, the files are missing or unusable, or a folder's flag is given without one.
     """
     if name not in LOADERS:
         raise InputError(f"--dataset {name} is unknown; choose from {', '.join(LOADERS)}")
-    return LOADERS[name](name, Path(data_path).expanduser())
+    path = Path(data_path).expanduser()
+    if name == "folder":
+        return load_folder(name, path, image_size=image_size, cache_dir=cache_dir)
+    for flag, value in (("--image_size", image_size), ("--cache_dir", cache_dir)):
+        if value is not None:
+            raise InputError(f"{flag} {value} is for --dataset folder, not for {name}; leave it out")
+    return LOADERS[name](name, path)
 
 
 def load_data_and_split(
@@ -36,15 +53,25 @@ def load_data_and_split(
     data_path: str | Path,
     *,
     mismatch: float,
-    target_classes: Sequence[int] | None = None,
+    target_classes: Sequence[int | str] | None = None,
     initial_budget: int | None = None,
     split_seed: int = 0,
+    image_size: int | None = None,
+    cache_dir: str | Path | None = None,
 ) -> tuple[Dataset, Split]:
     """Loads a data set and draws its initial split; what is None takes the value of the data set's protocol.
+
+    A folder of images that nobody has labeled has its split already, see datasets.split.given_split.
 
     Raises:
         InputError: See load_dataset and make_split; a data set without a protocol needs target classes.
     """
+    if name == "folder" and find_form(Path(data_path).expanduser()) is ANNOTATION:
+        refuse_drawing(mismatch=mismatch, target_classes=target_classes, initial_budget=initial_budget)
+        data = load_dataset(name, data_path, image_size=image_size, cache_dir=cache_dir)
+        return data, given_split(
+            data.train_labels, data.test_labels, num_classes=data.num_classes, seed=split_seed, content=data.digest
+        )
     protocol = PROTOCOLS.get(name)
     if target_classes is None:
         if protocol is None:
@@ -52,13 +79,44 @@ def load_data_and_split(
         target_classes = protocol.target_classes
     if initial_budget is None:
         initial_budget = protocol.initial_budget if protocol else DEFAULT_BUDGET
-    data = load_dataset(name, data_path)
+    data = load_dataset(name, data_path, image_size=image_size, cache_dir=cache_dir)
     split = make_split(
         data.train_labels,
         data.test_labels,
-        target_classes=target_classes,
+        target_classes=class_numbers(target_classes, data.class_names),
         mismatch=mismatch,
         initial_budget=initial_budget,
         seed=split_seed,
+        content=data.digest,
     )
     return data, split
+
+
+def refuse_drawing(*, mismatch: float, target_classes: Sequence[int | str] | None, initial_budget: int | None) -> None:
+    """Refuses what would draw a split where a person has made it.
+
+    Raises:
+        InputError: A flag of make_split is given.
+    """
+    given = {"--target_classes": target_classes, "--initial_budget": initial_budget}
+    given["--mismatch"] = None if mismatch == DEFAULT_MISMATCH else mismatch
+    for flag, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"{flag} draws a split, and a folder with labeled/ and unlabeled/ has one: every class of labeled/ is "
+                f"a target, unlabeled/ is the pool; leave {flag} out"
+            )
+
+
+def class_numbers(classes: Sequence[int | str], names: Sequence[str]) -> list[int]:
+    """Classes by number, or by name, as numbers; where a name looks like a number, the name counts.
+
+    Raises:
+        InputError: There is no such name. (That a number exists is make_split's to check.)
+    """
+    positions = {name: number for number, name in enumerate(names)}
+    unknown = [value for value in classes if isinstance(value, str) and value not in positions]
+    if unknown:
+        listing = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        raise InputError(f"--target_classes: there is no class {unknown[0]!r}; the data set has {listing}")
+    return [positions.get(str(value), value) for value in classes]

@@ -9,6 +9,7 @@ import numpy as np
 from utils import InputError
 
 MAX_CLASSES = 100_000
+UNKNOWN = -1  # the label of an image that nobody has labeled yet
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,14 @@ class Dataset:
 
     Attributes:
         name: The data set's name.
-        train_images: uint8, (N, H, W, 3).
-        train_labels: int64, (N,).
-        test_images: uint8, (M, H, W, 3).
+        train_images: uint8, (N, H, W, 3); may be memory-mapped.
+        train_labels: int64, (N,); UNKNOWN for images that nobody has labeled yet.
+        test_images: uint8, (M, H, W, 3); M is 0 where there is no test set.
         test_labels: int64, (M,).
         num_classes: Labels are 0 .. num_classes - 1.
         class_names: One name per class.
+        paths: Of images from a folder: each train image's path within it (POSIX, as os.fsdecode gives it).
+        digest: SHA-256 of files and paths, where indices alone do not say which images are meant.
     """
 
     name: str
@@ -32,11 +35,23 @@ class Dataset:
     test_labels: np.ndarray
     num_classes: int
     class_names: tuple[str, ...]
+    paths: tuple[str, ...] | None = None
+    digest: str | None = None
+
+    @property
+    def has_oracle(self) -> bool:
+        """Whether the class of every train image is known, so that an oracle can be simulated."""
+        return not (self.train_labels == UNKNOWN).any()
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.train_images.shape[1], self.train_images.shape[2]
+
+
+def shown(name: str) -> str:
+    """A file's or class's name on one line, with what cannot be printed escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def check_images(images: np.ndarray, what: str) -> np.ndarray:

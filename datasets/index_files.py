@@ -24,7 +24,7 @@ class IndexFile:
 
     Attributes:
         dataset: The data set's name.
-        mismatch: Share of other-class images in the initial pool.
+        mismatch: Share of other-class images in the initial pool; None where nobody knows it.
         split_digest: Digest of the initial split, see datasets.split.
         target_classes: Data set classes, in the classifier's order.
         strategy: The query strategy's name.
@@ -38,7 +38,7 @@ class IndexFile:
     """
 
     dataset: str
-    mismatch: float
+    mismatch: float | None
     split_digest: str
     target_classes: list[int]
     strategy: str
@@ -51,9 +51,9 @@ class IndexFile:
     seconds: float = 0.0
 
 
-def default_index_dir(root: Path, dataset: str, mismatch: float, strategy: str) -> Path:
+def default_index_dir(root: Path, dataset: str, mismatch: float | None, strategy: str) -> Path:
     """train_classifier/get_index_80/cifar10 for mismatch 0.8; other strategies than ccal in a subfolder."""
-    percent = f"{mismatch * 100:.10g}"
+    percent = "unknown" if mismatch is None else f"{mismatch * 100:.10g}"
     folder = root / "train_classifier" / f"get_index_{percent}" / dataset
     return folder if strategy == "ccal" else folder / strategy
 
@@ -92,7 +92,7 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
         raise InputError(f"{path}: wrong fields {sorted(set(raw) ^ set(fields))}; write it with active_main.py")
     checks = {
         "dataset": isinstance(raw["dataset"], str),
-        "mismatch": _is_number(raw["mismatch"]) and 0 <= raw["mismatch"] < 1,
+        "mismatch": raw["mismatch"] is None or (_is_number(raw["mismatch"]) and 0 <= raw["mismatch"] < 1),
         "split_digest": isinstance(raw["split_digest"], str),
         "strategy": isinstance(raw["strategy"], str),
         "cycle": _is_index(raw["cycle"]),

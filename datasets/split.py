@@ -11,10 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from datasets.base import UNKNOWN
 from utils import InputError
 
 # Four superclasses of CIFAR-100; the position in the list is the class number that the classifier sees.
 CIFAR100_TARGETS = (3, 42, 43, 88, 97, 15, 19, 21, 32, 39, 35, 63, 64, 66, 75, 37, 50, 65, 74, 80)
+
+
+DEFAULT_MISMATCH = 0.8
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Split:
         set_aside: Queried images of other classes: they cost budget and are never trained on, int64 (A,).
         test: Target-class images of the test set, int64 (T,).
         target_classes: Data set classes that matter; the position in the list is the classifier's class number.
-        mismatch: Share of other-class images in the initial pool.
+        mismatch: Share of other-class images in the initial pool; None where nobody knows it.
         seed: Seed of every draw.
         digest: SHA-256 of the initial split; it stays the same as images get annotated.
     """
@@ -52,7 +56,7 @@ class Split:
     set_aside: np.ndarray
     test: np.ndarray
     target_classes: tuple[int, ...]
-    mismatch: float
+    mismatch: float | None
     seed: int
     digest: str
 
@@ -64,7 +68,7 @@ class Split:
             labels: Labels of all train images, (N,).
 
         Raises:
-            InputError: An index is not in the pool, or stands there twice.
+            InputError: An index is not in the pool or stands there twice, or nobody knows its label.
         """
         indices = np.asarray(indices, dtype=np.int64)
         if len(np.unique(indices)) != len(indices):
@@ -72,6 +76,9 @@ class Split:
         strangers = np.setdiff1d(indices, self.unlabeled)
         if len(strangers):
             raise InputError(f"image {strangers[0]} is not in the pool and cannot be annotated")
+        unknown = indices[labels[indices] == UNKNOWN]
+        if len(unknown):
+            raise InputError(f"nobody has labeled image {unknown[0]} yet, so it cannot be annotated")
         found = np.isin(labels[indices], self.target_classes)
         return dataclasses.replace(
             self,
@@ -100,6 +107,7 @@ def make_split(
     mismatch: float,
     initial_budget: int,
     seed: int = 0,
+    content: str | None = None,
 ) -> Split:
     """Draws the initial split, index for index as the original protocol does.
 
@@ -113,6 +121,7 @@ def make_split(
         mismatch: Share of other-class images in the pool, in [0, 1).
         initial_budget: Number of labeled target images at the start.
         seed: Seed of every draw; the protocol's is 0.
+        content: Digest of the images, where the split's digest has to change with them.
 
     Raises:
         InputError: A class does not exist or stands there twice, a number is out of range, or the data set has too
@@ -155,9 +164,6 @@ def make_split(
     if not len(test):
         raise InputError("the test set has no image of a target class; the accuracy could not be measured")
     parts = [np.asarray(part, dtype=np.int64) for part in (initial, unlabeled, test, classes)]
-    content = hashlib.sha256()
-    for part in parts:
-        content.update(len(part).to_bytes(8, "little") + part.astype("<i8").tobytes())
     return Split(
         labeled=parts[0],
         unlabeled=parts[1],
@@ -166,8 +172,46 @@ def make_split(
         target_classes=classes,
         mismatch=mismatch,
         seed=seed,
-        digest=content.hexdigest(),
+        digest=_digest(parts, content),
     )
+
+
+def given_split(
+    train_labels: np.ndarray, test_labels: np.ndarray, *, num_classes: int, seed: int = 0, content: str | None = None
+) -> Split:
+    """The split of images that nobody but their owner has labeled: what has a label is labeled, the rest is the pool.
+
+    All classes are targets. The share of other images in the pool is unknown.
+
+    Args:
+        train_labels: (N,), UNKNOWN for the pool.
+        test_labels: (M,).
+        num_classes: Labels are 0 .. num_classes - 1.
+        seed: Of the order in which the encoders see the images.
+        content: Digest of the images.
+    """
+    known = train_labels != UNKNOWN
+    parts = [np.flatnonzero(known), np.flatnonzero(~known), np.arange(len(test_labels)), np.arange(num_classes)]
+    labeled, unlabeled, test, classes = (part.astype(np.int64) for part in parts)
+    return Split(
+        labeled=labeled,
+        unlabeled=unlabeled,
+        set_aside=np.empty(0, dtype=np.int64),
+        test=test,
+        target_classes=tuple(range(num_classes)),
+        mismatch=None,
+        seed=seed,
+        digest=_digest([labeled, unlabeled, train_labels[labeled], classes], content),
+    )
+
+
+def _digest(parts: Sequence[np.ndarray], content: str | None) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part.astype("<i8").tobytes())
+    if content is not None:
+        digest.update(content.encode())
+    return digest.hexdigest()
 
 
 def _others_asked_for(mismatch: float, n_targets: int) -> int:

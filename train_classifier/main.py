@@ -68,8 +68,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     data, split = load_data_and_split(args.dataset, args.data_path, **split_settings(args))
     if len(split.target_classes) < 2:
         raise InputError(f"--target_classes {split.target_classes[0]}: a classifier needs at least two classes")
+    if not len(split.test):
+        raise InputError(
+            f"{args.data_path} has no test images, on which the accuracy is measured: put some of each class into "
+            "test/<class>/"
+        )
     index_dir, out_dir = folders(
-        args.index_dir, args.out_path, dataset=args.dataset, mismatch=args.mismatch, strategy=args.strategy
+        args.index_dir, args.out_path, dataset=args.dataset, mismatch=split.mismatch, strategy=args.strategy
     )
     numbers = range(args.split + 1) if args.number is None else [args.number]
     cycles = read_cycles(index_dir, numbers, data=data, split=split)
@@ -82,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     log(
-        f"{args.dataset}, mismatch {args.mismatch:g}: {len(cycles)} cycle(s) of {index_dir}, {args.runs} seed(s) each, "
-        f"{min(together, args.runs)} at a time, recipe {args.recipe}, {args.epochs} epoch(s), "
+        f"{args.dataset}, {mismatch_text(split.mismatch)}: {len(cycles)} cycle(s) of {index_dir}, {args.runs} seed(s) "
+        f"each, {min(together, args.runs)} at a time, recipe {args.recipe}, {args.epochs} epoch(s), "
         f"{len(split.test)} test images, on {device}"
     )
     test = LabeledImages.from_numpy(*test_set(data, split), device)
@@ -122,7 +127,7 @@ def choose_device(device: str, *, cuda: bool) -> torch.device | None:
 
 
 def folders(
-    index_dir: str | None, out_path: str | None, *, dataset: str, mismatch: float, strategy: str
+    index_dir: str | None, out_path: str | None, *, dataset: str, mismatch: float | None, strategy: str
 ) -> tuple[Path, Path]:
     """Where the index files lie and where the results go.
 
@@ -135,6 +140,11 @@ def folders(
     if out_path is not None:
         return index, Path(out_path).expanduser()
     return index, home / "results" / (default.relative_to(home) if index_dir is None else index.resolve().name)
+
+
+def mismatch_text(mismatch: float | None) -> str:
+    """The mismatch for people."""
+    return f"mismatch {'unknown' if mismatch is None else f'{mismatch:g}'}"
 
 
 def read_cycles(folder: Path, numbers: Iterable[int], *, data: Dataset, split: Split) -> list[Cycle]:
@@ -270,7 +280,7 @@ def report(cycles: Sequence[Cycle], *, seeds: Sequence[int], settings: Settings,
     log(format_table(summaries))
     points = [(summary.labeled, summary.mean, summary.std) for summary in summaries]
     names = cycles[0].columns
-    curve = f"{names['dataset']}, mismatch {names['mismatch']:g}, {names['strategy']}, recipe {settings.recipe}"
+    curve = f"{names['dataset']}, {mismatch_text(names['mismatch'])}, {names['strategy']}, recipe {settings.recipe}"
     plot_accuracy(figure, {curve: points})
     log(f"wrote {results} and {figure}")
 

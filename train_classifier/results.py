@@ -21,6 +21,7 @@ class Row:
     """One trained classifier; the fields are the columns of results.csv.
 
     Attributes:
+        mismatch: Share of other-class images in the initial pool; None (an empty field) where nobody knows it.
         accuracy: After the last epoch, on the target-class test images, in percent.
         best_epoch_accuracy: The best epoch's, in percent. The epoch is picked on the test set: no result of its own.
         index_digest: SHA-256 of the labeled list as little-endian int64 (of its content: the index file also holds
@@ -30,7 +31,7 @@ class Row:
     """
 
     dataset: str
-    mismatch: float
+    mismatch: float | None
     strategy: str
     recipe: str
     epochs: int
@@ -48,6 +49,7 @@ class Row:
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 TYPES = typing.get_type_hints(Row)
+OPTIONAL = "mismatch"  # the one column that may be empty
 
 
 def find_row(rows: Sequence[Row], identity: dict[str, Any]) -> Row | None:
@@ -80,12 +82,18 @@ def _parse_row(line: list[str], path: Path, number: int) -> Row:
     if len(line) != len(COLUMNS):
         raise InputError(_damaged(path, f"row {number} has {len(line)} columns, not {len(COLUMNS)}"))
     try:
-        row = Row(**{name: TYPES[name](text) for name, text in zip(COLUMNS, line, strict=True)})
+        row = Row(**{name: _parse(name, text) for name, text in zip(COLUMNS, line, strict=True)})
     except ValueError as error:
         raise InputError(_damaged(path, f"row {number}: {error}")) from None
-    if not all(math.isfinite(getattr(row, name)) for name in COLUMNS if TYPES[name] is float):
+    if not all(math.isfinite(value) for value in dataclasses.astuple(row) if isinstance(value, float)):
         raise InputError(_damaged(path, f"row {number} holds a number that is not finite"))
     return row
+
+
+def _parse(name: str, text: str) -> str | int | float | None:
+    if name == OPTIONAL:
+        return float(text) if text else None
+    return TYPES[name](text)
 
 
 def _damaged(path: Path, why: str) -> str:
