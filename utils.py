@@ -107,6 +107,22 @@ def require_writable(folder: str | os.PathLike, flag: str) -> None:
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise InputError(f"{folder} cannot be written: {place} is no writable folder; name another {flag}")
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=place, prefix=".probe."))
+    except OSError as error:  # permission is not all: /proc and the like let nobody make anything
+        if error.errno in ENVIRONMENT_ERRNOS:
+            raise
+        raise InputError(f"{folder} cannot be written ({place}: {error.strerror}); name another {flag}") from None
+
+
+@contextlib.contextmanager
+def naming_file(path: str | os.PathLike) -> Iterator[None]:
+    """Makes errors of the system that name no file, such as a full disk at a write, name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -119,12 +135,13 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        with naming_file(path):
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -20,8 +20,10 @@ from utils import (
     atomic_write,
     int64_digest,
     log,
+    naming_file,
     progress,
     read_json,
+    require_writable,
     run_cli,
     set_seed,
     write_json,
@@ -84,6 +86,51 @@ def test_atomic_write_makes_the_folder(tmp_path):
     with atomic_write(str(tmp_path / "a" / "b" / "file")) as file:
         file.write(b"new")
     assert (tmp_path / "a" / "b" / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("function", ["fsync", "chmod", "replace"])
+def test_atomic_write_names_the_file_where_the_system_does_not(tmp_path, monkeypatch, function):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, function, refuse)
+    with pytest.raises(OSError) as caught, atomic_write(tmp_path / "file") as file:
+        file.write(b"new")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_that_names_its_file_keeps_it(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, naming_file(tmp_path / "file"):
+        open(tmp_path / "other")
+    assert caught.value.filename == str(tmp_path / "other")
+
+
+def test_a_folder_that_can_be_made_is_left_unmade(tmp_path):
+    require_writable(tmp_path / "a" / "b", "--out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is no writable folder; name another --out"):
+        require_writable(tmp_path / "file" / "b", "--out")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here")
+def test_a_folder_in_which_nobody_can_make_anything():
+    with pytest.raises(InputError, match=r"^/proc/x cannot be written .*; name another --feature_cache$"):
+        require_writable("/proc/x", "--feature_cache")
+
+
+def test_a_full_disk_is_no_bad_input(tmp_path, monkeypatch):
+    def refuse(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        require_writable(tmp_path, "--out")
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o002, 0o664)])
