@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class MappedFeatures:
         path: The file, float32 or float16, (N, K, D).
 
     Raises:
-        InputError: It is missing, damaged, or holds something else.
+        InputError: It is missing, damaged, or holds something else. Values are checked as they are read.
     """
 
     device = torch.device("cpu")
@@ -47,8 +47,17 @@ class MappedFeatures:
         self.dtype = dtypes[array.dtype]
 
     def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
-        """Rows by slice or by number, copied into memory."""
-        return torch.from_numpy(np.array(self._map()[rows]))
+        """Rows by slice or by number, copied into memory.
+
+        Raises:
+            InputError: A value is not finite, or the file is no longer there.
+        """
+        features = torch.from_numpy(np.array(self._map()[rows]))
+        if not features.isfinite().all():
+            raise InputError(
+                f"{self._path} holds a value that is not finite; remove it and its .json to extract the features again"
+            )
+        return features
 
     def _map(self) -> np.ndarray:
         try:
@@ -56,7 +65,9 @@ class MappedFeatures:
         except FileNotFoundError:
             raise InputError(f"{self._path} does not exist") from None
         except Exception as error:  # a damaged header raises nearly anything
-            raise InputError(f"{self._path} is damaged ({error}): remove it to extract the features again") from None
+            raise InputError(
+                f"{self._path} is damaged ({error}); remove it and its .json to extract the features again"
+            ) from None
 
 
 Features = Tensor | MappedFeatures
@@ -120,8 +131,18 @@ class Extraction:
     precision: Precision = FP32
 
 
+def never_stop() -> None:
+    """Stands where nobody can ask for a stop."""
+
+
 def extract_features(
-    encoder: nn.Module, images: Tensor, indices: np.ndarray, how: Extraction, *, name: str = "features"
+    encoder: nn.Module,
+    images: Tensor,
+    indices: np.ndarray,
+    how: Extraction,
+    *,
+    name: str = "features",
+    check: Callable[[], None] = never_stop,
 ) -> FeatureBank:
     """Averages the projection of each image over augmented views, per shift (CCAL, Sec. 3; METHOD 3).
 
@@ -134,6 +155,7 @@ def extract_features(
         indices: Images to encode, (N,), in any order.
         how: The settings.
         name: What the progress bar says.
+        check: See feature_blocks.
 
     Raises:
         InputError: A feature is not finite.
@@ -141,7 +163,7 @@ def extract_features(
     ordered = np.sort(np.asarray(indices, dtype=np.int64))
     width = encoder.simclr_layer[-1].out_features
     parts = [torch.empty(0, len(how.shift_numbers), width, device=images.device)]
-    parts += [part for _, part in feature_blocks(encoder, images, ordered, how, name=name)]
+    parts += [part for _, part in feature_blocks(encoder, images, ordered, how, name=name, check=check)]
     features = distributed.gather_rows(torch.cat(parts))
     require_finite(features, ordered, name)  # of all processes' images at each process, so that all stop
     return FeatureBank(ordered, features)
@@ -161,7 +183,13 @@ def require_finite(features: Tensor, indices: np.ndarray, name: str) -> None:
 
 @torch.no_grad()
 def feature_blocks(
-    encoder: nn.Module, images: Tensor, indices: np.ndarray, how: Extraction, *, name: str
+    encoder: nn.Module,
+    images: Tensor,
+    indices: np.ndarray,
+    how: Extraction,
+    *,
+    name: str,
+    check: Callable[[], None] = never_stop,
 ) -> Iterator[tuple[slice, Tensor]]:
     """This process's share of the features, batch by batch; see extract_features.
 
@@ -171,6 +199,8 @@ def feature_blocks(
         indices: Images to encode, (N,), in the order of the rows.
         how: The settings.
         name: What the progress bar says.
+        check: Called before each view of a batch, equally often at every process, so that it may ask the others; an
+            exception that it raises ends the extraction.
 
     Yields:
         Rows, and their features, float32 (B, K, D), which the caller checks.
@@ -183,14 +213,19 @@ def feature_blocks(
     own = starts[distributed.rank() * share : (distributed.rank() + 1) * share]
     for start in progress(own, description=name, unit="batch"):
         rows = slice(start, min(start + how.batch_size, len(chosen)))
-        yield rows, _mean_projection(encoder, images, chosen[rows], how)
+        yield rows, _mean_projection(encoder, images, chosen[rows], how, check)
+    for _ in range((share - len(own)) * how.views):
+        check()
 
 
-def _mean_projection(encoder: nn.Module, images: Tensor, batch: Tensor, how: Extraction) -> Tensor:
+def _mean_projection(
+    encoder: nn.Module, images: Tensor, batch: Tensor, how: Extraction, check: Callable[[], None]
+) -> Tensor:
     """Mean projection of a batch, (B, K, D)."""
     pixels = images[batch].float() / 255
     total: Tensor | float = 0.0
     for view in range(how.views):
+        check()
         keys = [make_keys(how.seed, QUERY, batch, view, number) for number in how.shift_numbers]
         shifted = [
             shift_images(how.augmentation.flip(pixels, key), how.shift, number)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import io
+import os
 import pickle
 import re
 from pathlib import Path
@@ -15,6 +18,7 @@ import torch
 
 from common.acceleration import Precision
 from evals import feature_cache
+from evals.banks import Sources
 from evals.features import Extraction, FeatureBank, MappedFeatures, extract_features
 from models import ContrastiveEncoder, build_encoder
 from models.transform_layers import Augmentation
@@ -44,8 +48,15 @@ class Place:
 
     def ask(self, *, indices: np.ndarray = CHOSEN, how: Extraction = HOW, dtype: str = "float32") -> FeatureBank:
         """What a query does: the features of an earlier run, or new ones."""
-        record = feature_cache.describe(self.checkpoint, self.images, indices, how, dtype=dtype)
-        found = feature_cache.find(self.folder, NAME, record, indices)
+        sources = Sources.of({NAME: self.checkpoint}, self.images, indices)
+        record = feature_cache.describe(
+            checkpoint=sources.checkpoint_digests[NAME],
+            images=sources.images_digest,
+            indices=indices,
+            how=how,
+            dtype=dtype,
+        )
+        found = feature_cache.find(self.folder, NAME, record, indices, width=WIDTH)
         return found or feature_cache.make(self.folder, NAME, record, self.encoder, self.tensor, indices, how)
 
     @property
@@ -123,9 +134,9 @@ def test_the_record_names_all_that_the_features_depend_on(place):
 
 
 def test_images_are_hashed_in_order_whatever_the_blocks(place, monkeypatch):
-    whole = feature_cache.describe(place.checkpoint, place.images, CHOSEN, HOW, dtype="float32")
+    whole = feature_cache.image_digest(place.images, CHOSEN)
     monkeypatch.setattr(feature_cache, "HASH_BLOCK", 3)
-    assert feature_cache.describe(place.checkpoint, place.images, CHOSEN, HOW, dtype="float32") == whole
+    assert feature_cache.image_digest(place.images, CHOSEN) == whole
 
 
 def test_the_batch_size_is_no_difference(place):
@@ -234,6 +245,10 @@ DAMAGES = {
         lambda whole: npy_bytes(np.ones((6, 4, 5), dtype=np.float32)),
         r"holds torch.float32 \(6, 4, 5\), not what .* says",
     ),
+    "another width": (
+        lambda whole: npy_bytes(np.ones((7, 4, 6), dtype=np.float32)),
+        r"holds torch.float32 \(7, 4, 6\), not what .* says",
+    ),
     "too few shifts": (
         lambda whole: npy_bytes(np.ones((7, 1, 5), dtype=np.float32)),
         r"holds torch.float32 \(7, 1, 5\), not what .* says",
@@ -280,7 +295,51 @@ def test_a_damaged_record_is_one_error_and_stays(place, text, message):
     assert place.files() == files
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_value_that_is_not_finite_is_one_error_when_it_is_read(place, dtype, value):
+    place.ask(dtype=dtype)
+    kept = np.load(place.npy)
+    kept[3, 2, 1] = value
+    np.save(place.npy, kept)
+    bank = place.ask(dtype=dtype)
+    assert bank.of(CHOSEN[:3]).isfinite().all()
+    with pytest.raises(InputError, match=re.escape(f"{place.npy} holds a value that is not finite; remove it")):
+        bank.of(CHOSEN[2:5])
+    with pytest.raises(InputError, match="not finite"):
+        bank.features[slice(0, 4)]
+
+
+@pytest.mark.parametrize("end", ["npy", "json"])
+def test_a_folder_in_their_place_is_refused_before_anything_is_extracted(place, end):
+    (place.folder / f"{NAME}.{end}").mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"{NAME}.{end} is a directory .* --feature_cache"):
+        place.ask()
+    assert place.passes == []
+
+
 # Unfinished
+
+
+def test_what_a_killed_extraction_left_is_removed_and_that_of_a_living_one_is_not(place):
+    place.folder.mkdir()
+    dead, living = (place.folder / f".{place.npy.name}.{name}.tmp" for name in ("dead", "living"))
+    dead.write_bytes(b"half")
+    with open(living, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        place.ask()
+        assert sorted(place.files()) == sorted([living.name, place.json.name, place.npy.name])
+
+
+def test_a_full_disk_names_the_file(place, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError) as caught:
+        place.ask()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(place.npy))
+    assert place.files() == {}
 
 
 def test_features_without_a_record_are_replaced(place):
