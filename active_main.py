@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +13,23 @@ import numpy as np
 
 from common import arguments, checkpoint, distributed
 from common.acceleration import Precision
+from common.interruption import Interruption
+from common.lock import folder_lock
 from datasets import load_data_and_split
 from datasets.index_files import default_index_dir, index_path
 from datasets.split import Split
-from evals.banks import default_batch, feature_banks, load_encoder, with_shift
+from evals.banks import Sources, default_batch, feature_banks, load_encoder, with_shift
 from evals.cycle_report import cycle_line, print_scores, save_scores
 from evals.cycles import query_cycles
-from evals.features import Extraction
-from evals.index_folder import check_folder, clear_folder, write_cycle
+from evals.features import Extraction, FeatureBank
+from evals.index_folder import IndexFolder, check_folder
 from evals.query import STRATEGIES
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
-from utils import InputError, log, run_cli, set_seed
+from utils import InputError, log, require_writable, run_cli, set_seed
 
 ROOT = Path(__file__).resolve().parent
+# What index files record of the flags: a query is continued with the same alone.
+RECORDED = ("k", "t", "target", "ood_samples", "resize_factor", "resize_fix", "seed", "feature_dtype")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_encoder_args(parser)
     arguments.add_augmentation_args(parser)
     arguments.add_process_args(parser)
+    arguments.add_resume_args(parser)
+    arguments.add_limit_args(parser)
     arguments.add_precision_args(parser)
     return parser
 
@@ -46,7 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     shifts = shifts_of(strategy.needs, args.shift_trans_type)
     model = arguments.backbone(args.model, args.image_size)
-    with distributed.session(args.device) as device:
+    cache = Path(args.feature_cache) if args.feature_cache else None
+    with (
+        Interruption(max_minutes=args.max_minutes) as interruption,
+        distributed.session(args.device) as device,
+        contextlib.ExitStack() as locks,
+    ):
         set_seed(args.seed)
         precision = Precision.resolve(args.precision, device)
         precision.apply_to_products()
@@ -57,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if "distinctive" in strategy.needs:
             check_shift(args.shift_trans_type, data.image_size)
         check_budget(split, data.train_labels, target=args.target, needs=strategy.needs)
-        check_folder(folder, overwrite=args.overwrite)
+        require_writable(folder, "--index_dir")
+        locks.enter_context(folder_lock(folder))
+        check_folder(folder, overwrite=args.overwrite, resume=args.resume == "auto")
 
         views = Extraction(
             augmentation=Augmentation(args.resize_factor, args.resize_fix),
@@ -72,6 +87,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in strategy.needs:
             expected = {"mode": name, "dataset": args.dataset, "model": model, "shift_trans_type": shifts[name]}
             checkpoint.check_run(paths[name], split_digest=split.digest, expected=expected)
+        everything = np.sort(np.concatenate([split.unlabeled, split.labeled]))
+        sources = Sources.of(paths, data.train_images, everything)
+        settings = {name: getattr(args, name) for name in RECORDED} | {"precision": precision.name}
+        if strategy.needs:
+            settings |= {"model": model, "simclr_dim": args.simclr_dim, "shift_trans_type": args.shift_trans_type}
+        files = IndexFolder(
+            folder, data=data, split=split, strategy=args.strategy, settings=settings | sources.record()
+        )
+        left = files.resume() if args.resume else split
+        if len(files.queried) >= args.split or not len(left.unlabeled):
+            log(f"{files.summary()}: nothing is left to query (a larger --split adds cycles while the pool lasts)")
+            return
+
         encoders = {
             name: load_encoder(
                 paths[name],
@@ -87,22 +115,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         banks = feature_banks(
             encoders,
             data.train_images,
-            np.sort(np.concatenate([split.unlabeled, split.labeled])),
+            everything,
             how,
-            checkpoints=paths,
-            cache=Path(args.feature_cache) if args.feature_cache else None,
+            sources=sources,
+            cache=cache,
             dtype=args.feature_dtype,
             device=device,
+            check=functools.partial(serve_stop, interruption, files, lost="what was being extracted is lost"),
         )
-
-        record = {
-            name: getattr(args, name)
-            for name in ("k", "t", "target", "ood_samples", "resize_factor", "resize_fix", "seed", "feature_dtype")
-        }
-        record["precision"] = precision.name
-        record["checkpoints"] = {name: str(paths[name]) for name in strategy.needs}
-        clear_folder(folder)
-        write_cycle(folder, data, split, strategy=args.strategy, settings=record)
         for cycle in query_cycles(
             split,
             data.train_labels,
@@ -110,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             strategy,
             cycles=args.split,
             target=args.target,
+            done=tuple(files.queried),
             k=args.k,
             t=args.t,
             seed=args.seed,
@@ -118,13 +139,34 @@ def main(argv: Sequence[str] | None = None) -> None:
             log(cycle_line(cycle, data.class_names))
             if args.print_score:
                 print_scores(cycle)
-            write_cycle(folder, data, cycle.split, strategy=args.strategy, settings=record, cycle=cycle)
+            files.begin()
             if args.save_score and distributed.is_main():
                 save_scores(folder / "scores", cycle)
-            split = cycle.split
-        if not len(split.unlabeled):
+            files.add(cycle)  # last: a cycle with an index file is done
+            left = cycle.split
+            if cycle.number < args.split and len(left.unlabeled):
+                interruption.margin = max(interruption.margin, cycle.seconds)
+                serve_stop(interruption, files, lost=features_lost(banks, cache))
+        if not len(left.unlabeled):
             log("the pool is empty: every image is labeled or set aside")
         log(f"wrote {index_path(folder, 0)} and one file per cycle; next: the classifier, train_classifier/main.py")
+
+
+def serve_stop(interruption: Interruption, files: IndexFolder, *, lost: str) -> None:
+    """Stops here if a signal or the time limit asks for it.
+
+    Raises:
+        Interrupted: It does; the message says what is on disk and what is lost.
+    """
+    if interruption.agreed():
+        raise interruption.stop(f"{files.summary()}; {lost}; --resume auto continues")
+
+
+def features_lost(banks: dict[str, FeatureBank], cache: Path | None) -> str:
+    """What a stop between two cycles loses."""
+    if banks and cache is None:
+        return "the features will be extracted again (--feature_cache would keep them)"
+    return "nothing is lost"
 
 
 def checkpoint_paths(

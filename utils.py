@@ -140,7 +140,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
+            os.chmod(temporary, 0o666 & ~current_umask())
             os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -148,7 +148,17 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise
 
 
-def _umask() -> int:
+def remove_leftovers(folder: str | os.PathLike, pattern: str) -> None:
+    """Removes what atomic_write left of files named like ``pattern`` when its process was killed.
+
+    For a folder in which nobody else writes: what a living process is writing would go, too.
+    """
+    for path in Path(folder).glob(f".{pattern}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def current_umask() -> int:
+    """The process's umask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

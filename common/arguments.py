@@ -148,6 +148,17 @@ def add_process_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_resume_args(parser: argparse.ArgumentParser) -> None:
+    """Going on where an earlier process stopped."""
+    group = parser.add_argument_group("resume")
+    group.add_argument(
+        "--resume",
+        choices=("auto",),
+        help="auto: continue what stopped in this folder, with the result of a run without a stop; a fresh start where "
+        "there is nothing to continue",
+    )
+
+
 def add_limit_args(parser: argparse.ArgumentParser) -> None:
     """When to stop before the end."""
     group = parser.add_argument_group("limit")

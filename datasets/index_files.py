@@ -63,6 +63,12 @@ def index_path(folder: Path, cycle: int) -> Path:
     return Path(folder) / f"cycle_{cycle}.json"
 
 
+def numbered_files(folder: Path) -> list[int]:
+    """The cycles whose index files are in the folder, whatever these contain, ascending."""
+    names = (path.name[len("cycle_") : -len(".json")] for path in Path(folder).glob("cycle_*.json"))
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+
 def write_index_file(folder: Path, content: IndexFile) -> Path:
     """Writes cycle_N.json into the folder, atomically, and returns its path."""
     path = index_path(folder, content.cycle)

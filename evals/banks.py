@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,44 @@ import torch
 from torch import nn
 
 from common import checkpoint, distributed
+from common.record import file_digest
 from evals import feature_cache
-from evals.features import Extraction, FeatureBank, extract_features
+from evals.features import Extraction, FeatureBank, extract_features, never_stop
 from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS
 from utils import log, require_writable
 
 CPU_BATCH, GPU_BATCH = 100, 1000  # images of 32 pixels per forward batch where --test_batch_size is not given
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a query's features are made of, to tell whether they are the same as another query's.
+
+    Attributes:
+        checkpoints: The encoders' files, by name.
+        checkpoint_digests: Their SHA-256.
+        images_digest: SHA-256 of the pixels of all pool and labeled images.
+    """
+
+    checkpoints: dict[str, Path]
+    checkpoint_digests: dict[str, str]
+    images_digest: str
+
+    @classmethod
+    def of(cls, checkpoints: dict[str, Path], train_images: np.ndarray, indices: np.ndarray) -> Sources:
+        """Reads the files and the images, uint8 (M, H, W, 3), at ``indices``, (N,); no image where there is no file."""
+        digests = {name: file_digest(path) for name, path in checkpoints.items()}
+        return cls(
+            checkpoints, digests, feature_cache.image_digest(train_images, indices if checkpoints else indices[:0])
+        )
+
+    def record(self) -> dict[str, Any]:
+        """As settings of an index file."""
+        names = {"checkpoints": {name: str(path) for name, path in self.checkpoints.items()}}
+        if not self.checkpoints:
+            return names
+        return names | {"checkpoint_digests": self.checkpoint_digests, "images_digest": self.images_digest}
 
 
 def with_shift(views: Extraction, shift: str) -> Extraction:
@@ -48,10 +81,11 @@ def feature_banks(
     indices: np.ndarray,
     how: dict[str, Extraction],
     *,
-    checkpoints: dict[str, Path],
+    sources: Sources,
     cache: Path | None,
     dtype: str,
     device: torch.device,
+    check: Callable[[], None] = never_stop,
 ) -> dict[str, FeatureBank]:
     """Every encoder's features, once for all cycles; those that the cache holds are not extracted again.
 
@@ -60,23 +94,34 @@ def feature_banks(
         train_images: uint8, (M, H, W, 3).
         indices: Images to encode, ascending, (N,).
         how: Settings by encoder.
-        checkpoints: Files by encoder, for the cache's record.
+        sources: Of the features, for the cache's record.
         cache: Folder of kept features, or None.
         dtype: ``float32`` or ``float16``, in which features are kept.
         device: Of the encoders.
+        check: See features.feature_blocks.
 
     Raises:
         InputError: The cache holds features of something else.
     """
+    if cache is not None and not encoders:
+        log(f"--feature_cache {cache} is not used: this strategy needs no features")
+        return {}
     banks: dict[str, FeatureBank] = {}
     records: dict[str, dict[str, Any]] = {}
     if cache is not None:
         require_writable(cache, "--feature_cache")
         for name in encoders:
-            records[name] = feature_cache.describe(checkpoints[name], train_images, indices, how[name], dtype=dtype)
+            records[name] = feature_cache.describe(
+                checkpoint=sources.checkpoint_digests[name],
+                images=sources.images_digest,
+                indices=indices,
+                how=how[name],
+                dtype=dtype,
+            )
             network = encoders[name]  # with --no_strict one checkpoint fits several
-            records[name]["network"] = [type(network).__name__, network.simclr_layer[-1].out_features]
-            if found := feature_cache.find(cache, name, records[name], indices):
+            width = network.simclr_layer[-1].out_features
+            records[name]["network"] = [type(network).__name__, width]
+            if found := feature_cache.find(cache, name, records[name], indices, width=width):
                 banks[name] = found
                 log(f"{name} features of {len(indices)} images: kept from {cache}")
         distributed.barrier()  # every process has looked before the first one writes
@@ -86,10 +131,12 @@ def feature_banks(
     for name in [name for name in encoders if name not in banks]:  # in one order, which a set has not, everywhere
         start, encoder = time.perf_counter(), encoders[name]
         if cache is not None:
-            banks[name] = feature_cache.make(cache, name, records[name], encoder, images, indices, how[name])
+            banks[name] = feature_cache.make(
+                cache, name, records[name], encoder, images, indices, how[name], check=check
+            )
         else:
-            bank = extract_features(encoder, images, indices, how[name], name=f"{name} features")
+            bank = extract_features(encoder, images, indices, how[name], name=f"{name} features", check=check)
             banks[name] = FeatureBank(indices, feature_cache.narrowed(bank.features, dtype))
         seconds = time.perf_counter() - start
-        log(f"{name} features of {len(indices)} images: {seconds:.1f} s ({checkpoints[name]})")
+        log(f"{name} features of {len(indices)} images: {seconds:.1f} s ({sources.checkpoints[name]})")
     return banks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +53,16 @@ def query_cycles(
     *,
     cycles: int,
     target: int,
+    done: Sequence[np.ndarray] = (),
     k: float = 100.0,
     t: float = 0.9,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[Cycle]:
     """Queries ``target`` images per class in each cycle until the pool is empty or ``cycles`` are done.
+
+    A cycle depends on the features, the settings and what was queried before it alone: continued after the cycles of
+    ``done``, the others come out to the bit as they would have without a stop.
 
     The labels of pool images are the oracle's: they are looked up for images once these are queried, and for the
     metrics; no score sees them.
@@ -68,8 +72,9 @@ def query_cycles(
         labels: Of all train images, (N,).
         banks: Features by encoder, of all pool and labeled images; each bank holds the same images.
         strategy: What to query.
-        cycles: How many.
+        cycles: How many, with those of ``done``.
         target: Images per class and cycle.
+        done: What an earlier process has queried, cycle by cycle; these cycles are not yielded.
         k: Steepness of the semantic score.
         t: Its zero.
         seed: Of the strategy's random stream.
@@ -79,7 +84,9 @@ def query_cycles(
     loop = _Loop(banks, num_classes=len(split.target_classes), k=k, t=t, device=device)
     loop.add(split.labeled, split.class_numbers(labels[split.labeled]))
     pool_targets = int(np.isin(labels[split.unlabeled], split.target_classes).sum())
-    for number in range(1, cycles + 1):
+    for indices in done:  # cycle by cycle as they were, so that every product has the shape that it had
+        split = loop.annotate(split, indices, labels)
+    for number in range(len(done) + 1, cycles + 1):
         if not len(split.unlabeled):
             return
         start = time.perf_counter()
@@ -94,9 +101,7 @@ def query_cycles(
         )
         utilities = strategy.utilities(inputs)
         result = select(utilities, inputs, target=target)
-        before, split = split, split.annotate(result.indices, labels)
-        joined = split.labeled[len(before.labeled) :]
-        loop.add(joined, split.class_numbers(labels[joined]))
+        before, split = split, loop.annotate(split, result.indices, labels)
         seconds = time.perf_counter() - start
         metrics = query_metrics(
             labels[result.indices],
@@ -123,6 +128,13 @@ class _Loop:
     def add(self, indices: np.ndarray, classes: np.ndarray) -> None:
         features = [self._banks[name].of(indices) if name in self._banks else None for name in ENCODERS]
         self._scorer.add_labeled(*features, torch.from_numpy(classes))
+
+    def annotate(self, split: Split, indices: np.ndarray, labels: np.ndarray) -> Split:
+        """The split after the oracle's answer, whose targets the scorer takes in."""
+        after = split.annotate(indices, labels)
+        joined = after.labeled[len(split.labeled) :]
+        self.add(joined, after.class_numbers(labels[joined]))
+        return after
 
     def scores(self, indices: np.ndarray) -> PoolScores:
         if not self._banks:

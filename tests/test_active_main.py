@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -198,7 +199,21 @@ def test_the_settings_are_on_record(place):
         "precision": Precision.resolve("auto", torch.device("cpu")).name,
     }
     expected["checkpoints"] = {name: str(place.model(name)) for name in SHIFTS}
+    expected["checkpoint_digests"] = {
+        name: hashlib.sha256(place.model(name).read_bytes()).hexdigest() for name in SHIFTS
+    }
+    split = place.split()
+    used = np.load(place.data)["train_images"][np.sort(np.concatenate([split.labeled, split.unlabeled]))]
+    expected["images_digest"] = hashlib.sha256(used.tobytes()).hexdigest()
+    expected |= {"model": "resnet8", "simclr_dim": DIM, "shift_trans_type": "rotation"}
     assert [cycle["settings"] for cycle in place.cycles()] == [expected] * 3
+
+
+def test_a_query_without_encoders_records_none(place):
+    assert run(place.words("--strategy", "random", "--split", "1")) == 0
+    settings = place.cycles()[0]["settings"]
+    assert settings["checkpoints"] == {} and settings["target"] == 6
+    assert not {"checkpoint_digests", "images_digest", "model", "simclr_dim", "shift_trans_type"} & set(settings)
 
 
 @pytest.mark.parametrize("strategy", ["ccal", "random"])
@@ -395,7 +410,7 @@ def test_earlier_index_files_are_kept_unless_asked(place, capsys):
     assert run(place.words("--split", "4", "--target", "3", "--save_score")) == 0
     before = {path: (place.out / path).read_bytes() for path in files_in(place.out)}
     assert run(place.words("--split", "1")) == 2
-    assert "already holds index files (cycle_0.json, ...): give --overwrite" in capsys.readouterr().err
+    assert "already holds index files (cycle_0.json, ...): give --resume auto to continue" in capsys.readouterr().err
     assert {path: (place.out / path).read_bytes() for path in files_in(place.out)} == before
     (place.out / "notes.txt").write_text("mine")
     assert run(place.words("--split", "1", "--overwrite")) == 0
@@ -435,7 +450,10 @@ def test_a_checkpoint_with_the_originals_unused_heads_loads(place, tmp_path, cap
         )
     assert run(place.words("--index_dir", str(tmp_path / "again"))) == 0
     assert "warning" not in capsys.readouterr().out
-    assert without_seconds(place.cycles()) == without_seconds(place.cycles(tmp_path / "again"))
+    runs = [without_seconds(place.cycles(out)) for out in (place.out, tmp_path / "again")]
+    digests = [[cycle["settings"].pop("checkpoint_digests") for cycle in cycles] for cycles in runs]
+    assert digests[0][0] != digests[1][0]
+    assert runs[0] == runs[1]
 
 
 def test_no_strict_loads_what_fits_and_names_the_rest(place, capsys):
@@ -828,6 +846,24 @@ def test_an_empty_name_keeps_no_features(place):
     assert files_in(place.folder) == sorted([*before, "indices/cycle_0.json", "indices/cycle_1.json"])
 
 
+def test_a_query_that_needs_no_features_says_so(place, capsys):
+    assert run(place.words("--strategy", "random", "--split", "1", "--feature_cache", "cache")) == 0
+    assert "--feature_cache cache is not used: this strategy needs no features" in capsys.readouterr().out
+    assert not Path("cache").exists()
+
+
+def test_kept_features_that_are_not_finite_cost_no_earlier_file(place, tmp_path, capsys):
+    words = place.words("--feature_cache", str(tmp_path / "cache"), "--overwrite")
+    assert run(words) == 0
+    before = {path: (place.out / path).read_bytes() for path in files_in(place.out)}
+    kept = np.load(tmp_path / "cache" / "distinctive.npy")
+    kept[-1, 3, 2] = np.nan
+    np.save(tmp_path / "cache" / "distinctive.npy", kept)
+    assert run(words) == 2
+    assert "distinctive.npy holds a value that is not finite; remove it" in capsys.readouterr().err
+    assert {path: (place.out / path).read_bytes() for path in files_in(place.out)} == before
+
+
 @pytest.mark.parametrize("end", ["npy", "json"])
 def test_a_folder_in_the_features_place_is_one_line(place, tmp_path, capsys, end):
     (tmp_path / "cache" / f"semantic.{end}").mkdir(parents=True)
@@ -843,7 +879,7 @@ def test_every_process_extracts_in_one_order(monkeypatch):
     names = [f"encoder {number}" for number in range(12)]
     made = []
 
-    def extract(encoder, images, indices, how, *, name):
+    def extract(encoder, images, indices, how, *, name, check):
         made.append(name)
         return FeatureBank(indices, torch.zeros(len(indices), 1, 2))
 
@@ -853,7 +889,7 @@ def test_every_process_extracts_in_one_order(monkeypatch):
         np.zeros((3, 2, 2, 3), dtype=np.uint8),
         np.arange(3),
         dict.fromkeys(names),
-        checkpoints=dict.fromkeys(names),
+        sources=banks.Sources(dict.fromkeys(names), dict.fromkeys(names), ""),
         cache=None,
         dtype="float32",
         device=torch.device("cpu"),
