@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import stat
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 LOG_FILE = "log.jsonl"
+JSON_SHARE = 64  # of the memory, for the text of a JSON file
 
 
 class InputError(ValueError):
@@ -41,6 +43,7 @@ class Interrupted(Exception):
         self.status = status
 
 
+LONGEST_LINE = 2000  # characters of an error
 ENVIRONMENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENOMEM}
 
 
@@ -68,6 +71,12 @@ def run_cli(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | 
         where = f": {error.filename}" if error.filename else ""
         status = 3 if error.errno in ENVIRONMENT_ERRNOS else 2
         return _fail(f"{error.strerror or error}{where}", status, words)
+    except (MemoryError, RuntimeError) as error:
+        # torch says so on a GPU with an error of its own, and on a CPU with a RuntimeError.
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        return _fail(f"out of memory ({reason or 'no details'}): free some, or give smaller batches or data", 3, words)
 
 
 def _fail(message: str, status: int, words: Sequence[str], *, everywhere: bool = False) -> int:
@@ -80,9 +89,15 @@ def _fail(message: str, status: int, words: Sequence[str], *, everywhere: bool =
 def _tell(message: str, *, everywhere: bool = False, wait: bool = True) -> None:
     # Every process of one machine meets the same; one of them says so.
     if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr, flush=True)
     elif wait:
         wait_for_the_first_process()
+
+
+def one_line(message: str) -> str:
+    """A message in one line of reasonable length, in which what came out of a file cannot steer a terminal."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(message.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
 
 
 def wait_for_the_first_process() -> None:
@@ -171,16 +186,40 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         file.write(text.encode())
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def memory_size() -> int:
+    """Bytes of memory that this process may have: the machine's, or its container's limit."""
+    limits = [2**63]
+    if hasattr(os, "sysconf"):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            limits.append(int(Path(limit).read_text()))
+    return min(limits)
+
+
+def read_json(path: str | os.PathLike, *, limit: int | None = None) -> Any:
     """Reads a JSON file.
 
+    Args:
+        path: The file.
+        limit: The most bytes that it may have; by default a share of memory that leaves room for its content, of which
+            the shortest elements, such as [], take more than twenty times as much as their text.
+
     Raises:
-        InputError: The file is missing, or no JSON.
+        InputError: The file is missing, too large, or no JSON.
     """
+    if limit is None:
+        limit = memory_size() // JSON_SHARE
     try:
-        return json.loads(Path(path).read_text())
+        found = os.stat(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} is no regular file; restore it or write it again")
+    if found.st_size > limit:
+        raise InputError(f"{path} has {found.st_size} bytes and such a file has {limit} at most; write it again")
+    try:
+        return json.loads(Path(path).read_bytes().decode())
     except (ValueError, RecursionError) as error:  # no text, no JSON, a number too long, or nested too deep
         raise InputError(f"{path} is not valid JSON ({error}); restore it or write it again") from None
 

@@ -7,7 +7,6 @@ versions, git commit, split digest).
 from __future__ import annotations
 
 import io
-import pickle
 import platform
 import random
 import subprocess
@@ -19,11 +18,14 @@ import torch
 import torchvision
 from torch import nn
 
+from common.safe_checkpoint import Refused, check_checkpoint
+from common.safe_files import SMALL_JSON, check_fields, is_text
 from utils import InputError, atomic_write, log, read_json, write_json
 
 MODEL_FILE = "last.model"
 RESUME_FILE = "last.ckpt"
 ARGS_FILE = "args.json"
+ARGS_VERSION = 1
 # Heads that the original's and CSI's files carry and that nothing uses.
 IGNORED_PREFIXES = ("joint_distribution_layer.", "shift_dis.")
 KEYS_SHOWN = 6
@@ -41,18 +43,23 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
     """Reads what ``save`` wrote; nothing in the file is executed (weights_only).
 
     Raises:
-        InputError: The file is missing, truncated or no checkpoint.
+        InputError: The file is missing, truncated, no checkpoint, or claims sizes that it does not have.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist; train it with contrast_main.py or name another")
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # bytes that merely look like a pickle raise nearly anything (IndexError, struct.error)
-        reason = "not plain tensors" if isinstance(error, pickle.UnpicklingError) else type(error).__name__
-        raise InputError(f"checkpoint {path} is damaged or no checkpoint ({reason}); train or copy it again") from None
+    with open(path, "rb") as file:
+        try:
+            check_checkpoint(file, path)
+            file.seek(0)
+            return torch.load(file, map_location=device, weights_only=True)
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:  # bytes that merely look like a pickle raise nearly anything
+            reason = str(error) if isinstance(error, Refused) else type(error).__name__
+            raise InputError(
+                f"checkpoint {path} is damaged or no checkpoint ({reason}); train or copy it again"
+            ) from None
 
 
 def load_weights(path: Path, encoder: nn.Module, *, strict: bool = True) -> None:
@@ -123,6 +130,7 @@ def write_args(folder: Path, arguments: dict[str, Any], *, split_digest: str, pr
     write_json(
         Path(folder) / ARGS_FILE,
         {
+            "format_version": ARGS_VERSION,
             "arguments": arguments,
             "split_digest": split_digest,
             "processes": processes,
@@ -147,11 +155,14 @@ def check_run(model_path: Path, *, split_digest: str, expected: dict[str, Any]) 
     if not args_path.is_file():
         log(f"warning: {model_path} has no {ARGS_FILE} beside it: its split and settings cannot be checked")
         return
-    record = read_json(args_path)
+    record = read_json(args_path, limit=SMALL_JSON)
+    remedy = "restore it, or remove it to load unchecked"
     if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
-        raise InputError(
-            f"{args_path} is no settings file of contrast_main.py; restore it, or remove it to load unchecked"
-        )
+        raise InputError(f"{args_path} is no settings file of contrast_main.py; {remedy}")
+    version = record.get("format_version", ARGS_VERSION)  # the first files had none
+    if version != ARGS_VERSION:
+        raise InputError(f"{args_path} is of format version {version} and this code reads {ARGS_VERSION}; {remedy}")
+    check_fields(args_path, record, {"split_digest": is_text}, remedy=remedy)
     if record.get("split_digest") != split_digest:
         raise InputError(
             f"{model_path} was trained on another split (digest {str(record.get('split_digest'))[:12]}, here "

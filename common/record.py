@@ -14,9 +14,42 @@ from typing import Any
 import torch
 
 from common.checkpoint import MODEL_FILE, RESUME_FILE, git_commit, load, versions
+from common.safe_files import SMALL_JSON, check_fields, is_number, is_text
 from utils import LOG_FILE, InputError, log, read_json, require_writable, write_json
 
 FORMAT_VERSION = 1
+
+
+def _is_budget(value: Any) -> bool:
+    """What a start with --budget_minutes has measured, or None."""
+    if value is None:
+        return True
+    predicted = value.get("predicted") if isinstance(value, dict) else None
+    return isinstance(predicted, dict) and is_number(value.get("spent"), 0) and _are_numbers(predicted)
+
+
+def _are_numbers(value: dict[str, Any]) -> bool:
+    return all(is_number(entry, 0) for entry in value.values())
+
+
+def _is_stage(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and is_number(value.get("seconds"), 0)
+        and is_text(value.get("device"))
+        and is_text(value.get("git_commit"))
+        and isinstance(value.get("inputs"), dict)
+        and all(map(is_text, value["inputs"].values()))
+    )
+
+
+FIELDS = {
+    "settings": lambda value: isinstance(value, dict),
+    "scale": lambda value: is_number(value, 0, 1) and value > 0,
+    "budget": _is_budget,
+    "versions": lambda value: isinstance(value, dict) and all(map(is_text, value.values())),
+    "stages": lambda value: isinstance(value, dict) and all(map(_is_stage, value.values())),
+}
 
 
 class Record:
@@ -56,9 +89,10 @@ class Record:
             if path.parent.is_dir() and any(path.parent.iterdir()):
                 raise InputError(f"{path.parent} holds files but no {path.name}: give a new or empty folder as --out")
             return None
-        content = read_json(path)
+        content = read_json(path, limit=SMALL_JSON)
         if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
             raise InputError(f"{path} is no record of format version {FORMAT_VERSION}; give another --out")
+        check_fields(path, content, FIELDS, remedy="restore it, or give another --out")
         earlier = content["settings"]
         differs = [
             f"{name} was {earlier.get(name)}, is {settings.get(name)}"

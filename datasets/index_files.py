@@ -6,16 +6,18 @@ cycle_0.json holds the initial labeled set, so that the classifier has no specia
 from __future__ import annotations
 
 import dataclasses
-import sys
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from common.safe_files import SMALL_JSON, is_count, is_number, is_text
 from utils import InputError, read_json, write_json
 
 FORMAT_VERSION = 1
+BYTES_PER_IMAGE = 64  # in the text: an image stands in two lists at most, indented, by a number of 19 digits at most
 
 
 @dataclass(frozen=True)
@@ -88,30 +90,35 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
         InputError: The file is missing, is no index file, has duplicate, contradicting or out-of-range indices, or
             belongs to another split.
     """
-    raw = read_json(path)
+    limit = None if n_images is None else SMALL_JSON + BYTES_PER_IMAGE * n_images
+    raw = read_json(path, limit=limit)
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if not _is_index(version) or version != FORMAT_VERSION:
+    if not is_count(version) or version != FORMAT_VERSION:
         raise InputError(f"{path} is no index file of format version {FORMAT_VERSION}; write it with active_main.py")
     raw.pop("format_version")
     fields = {entry.name: entry for entry in dataclasses.fields(IndexFile)}
     if set(raw) != set(fields):
         raise InputError(f"{path}: wrong fields {sorted(set(raw) ^ set(fields))}; write it with active_main.py")
     checks = {
-        "dataset": isinstance(raw["dataset"], str),
-        "mismatch": raw["mismatch"] is None or (_is_number(raw["mismatch"]) and 0 <= raw["mismatch"] < 1),
+        "dataset": _is_name(raw["dataset"]),
+        "mismatch": raw["mismatch"] is None or (is_number(raw["mismatch"], 0, 1) and raw["mismatch"] < 1),
         "split_digest": isinstance(raw["split_digest"], str),
-        "strategy": isinstance(raw["strategy"], str),
-        "cycle": _is_index(raw["cycle"]),
+        "strategy": _is_name(raw["strategy"]),
+        "cycle": is_count(raw["cycle"]),
         "settings": isinstance(raw["settings"], dict),
-        "metrics": isinstance(raw["metrics"], dict),
-        "seconds": _is_number(raw["seconds"]),
+        "metrics": isinstance(raw["metrics"], dict) and all(map(_is_metric, raw["metrics"].items())),
+        "seconds": is_number(raw["seconds"]),
     }
     for name in ("target_classes", "labeled", "queried", "set_aside"):
-        checks[name] = isinstance(raw[name], list) and all(_is_index(value) for value in raw[name])
+        checks[name] = isinstance(raw[name], list) and all(map(is_count, raw[name]))
     bad = [name for name, good in checks.items() if not good]
     if bad:
         raise InputError(f"{path}: {bad[0]} has a wrong type or value; write the file with active_main.py")
     content = IndexFile(**raw)
+    for name in ("labeled", "queried", "set_aside"):
+        count = len(getattr(content, name))
+        if n_images is not None and count > n_images:
+            raise InputError(f"{path}: {name} lists {count} images, but the data set has {n_images}")
     for name in ("target_classes", "labeled", "queried", "set_aside"):
         values = np.asarray(getattr(content, name), dtype=np.int64)
         if len(np.unique(values)) != len(values):
@@ -133,9 +140,18 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
     return content
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+def _is_name(value: Any) -> bool:
+    """A name that is no path and fits into a table."""
+    return is_text(value) and re.fullmatch(r"[\w-][\w.-]{0,99}", value) is not None
 
 
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+def _is_metric(item: tuple[str, Any]) -> bool:
+    """Those that are shown later must be what they are shown as; a strategy may put others beside them."""
+    name, value = item
+    if name in ("queried", "found", "labeled", "pool"):
+        return is_count(value)
+    if name in ("precision", "recall"):
+        return value is None or is_number(value, 0, 100)
+    if name in ("auroc_semantic", "auroc_utility"):
+        return value is None or is_number(value, 0, 1)
+    return name != "found_per_class" or (isinstance(value, list) and all(map(is_count, value)))

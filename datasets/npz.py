@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
+from common.safe_files import read_npz
 from datasets.base import Dataset, check_images, check_labels
 from utils import InputError
 
@@ -22,20 +21,7 @@ def load_npz(name: str, data_path: Path) -> Dataset:
     """
     if not data_path.is_file():
         raise InputError(f"--dataset npz needs --data_path FILE.npz, and {data_path} is no file")
-    arrays = {}
-    try:
-        with np.load(data_path, allow_pickle=False) as file:
-            missing = [key for key in KEYS if key not in file.files]
-            if missing:
-                raise InputError(f"{data_path} lacks {', '.join(missing)}; it must hold {', '.join(KEYS)}")
-            for key in KEYS:
-                arrays[key] = file[key]
-                if not isinstance(arrays[key], np.ndarray):  # NumPy hands a member that is no array over as bytes
-                    raise ValueError(f"{key} is no array")
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file can raise almost anything in NumPy, zipfile, zlib and tokenize
-        raise InputError(f"{data_path} cannot be read as an npz file without pickle ({error})") from None
+    arrays = read_npz(data_path, KEYS)
     for part in ("train", "test"):
         arrays[f"{part}_images"] = check_images(arrays[f"{part}_images"], f"{part}_images in {data_path}")
         arrays[f"{part}_labels"] = check_labels(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from common import distributed
+from common.safe_files import SMALL_JSON
 from evals.features import (
     Extraction,
     FeatureBank,
@@ -94,7 +95,7 @@ def find(folder: Path, name: str, wanted: dict[str, Any], indices: np.ndarray, *
             )
     if not record_path.is_file():
         return None
-    record = read_json(record_path)
+    record = read_json(record_path, limit=SMALL_JSON)
     if not isinstance(record, dict):
         raise InputError(f"{record_path} is no record of features; remove it, or give another --feature_cache")
     differs = sorted(key for key in {*record, *wanted} if record.get(key) != wanted.get(key))

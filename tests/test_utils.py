@@ -249,6 +249,9 @@ def test_set_seed_takes_seeds_beyond_numpys_32_bits():
 # Commands
 
 
+OUT_OF_MEMORY = "out of memory ({}): free some, or give smaller batches or data"
+
+
 def raising(error):
     def main(words):
         raise error
@@ -270,6 +273,21 @@ def raising(error):
         (OSError(errno.EROFS, "Read-only file system", "d"), 3, "Read-only file system: d"),
         (OSError(errno.EMFILE, "Too many open files"), 3, "Too many open files"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 3, "Cannot allocate memory"),
+        (MemoryError(), 3, OUT_OF_MEMORY.format("no details")),
+        (
+            MemoryError("Unable to allocate 9 TiB"),
+            3,
+            "out of memory (Unable to allocate 9 TiB): free some, or give smaller batches or data",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried"),
+            3,
+            "out of memory (CUDA out of memory. Tried): free some, or give smaller batches or data",
+        ),
+        (RuntimeError("CPU: can't allocate memory"), 3, OUT_OF_MEMORY.format("CPU: can't allocate memory")),
+        (InputError("a\x1b[2Jb\x00\u202e"), 2, "a\\x1b[2Jb\\x00\\u202e"),
+        (InputError("x" * 999 + "y" * 9999 + "z" * 999), 2, "x" * 999 + "y ... y" + "z" * 999),
+        (InputError("é 画像"), 2, "é 画像"),
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C; what was finished is on disk"),
     ],
 )
@@ -297,6 +315,8 @@ def test_run_cli_of_a_success_is_silent_and_passes_the_words(monkeypatch, capsys
 def test_run_cli_lets_bugs_and_the_parsers_exit_through():
     with pytest.raises(ZeroDivisionError):
         run_cli(raising(ZeroDivisionError()), [])
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_cli(raising(RuntimeError("a bug")), [])
     with pytest.raises(SystemExit) as caught:
         run_cli(raising(SystemExit(2)), [])
     assert caught.value.code == 2

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from datasets.index_files import IndexFile, default_index_dir, index_path, read_index_file, write_index_file
 from datasets.split import make_split
+from tests.hostile import Payload
 from utils import InputError
 
 CONTENT = IndexFile(
@@ -23,7 +25,7 @@ CONTENT = IndexFile(
     queried=[11, 20],
     set_aside=[20],
     settings={"k": 100.0, "target": 750, "seed": 0},
-    metrics={"precision": 0.5, "found": {"0": 1, "1": 0}},
+    metrics={"precision": 50.0, "found": 1, "found_per_class": [1, 0]},
     seconds=1.25,
 )
 
@@ -241,3 +243,65 @@ def test_published_lists_as_index_files(published, cifar_split, tmp_path):
         )
         path = write_index_file(tmp_path, content)
         assert read_index_file(path, split_digest=cifar_split.digest, n_images=50_000).labeled == labeled.tolist()
+
+
+# Bounds
+
+
+BAD_METRICS = [
+    {"found": "3"}, {"found": -1}, {"found": 1.5}, {"queried": None}, {"labeled": [1]}, {"pool": True},
+    {"precision": "90 %"}, {"precision": 101}, {"precision": -0.1}, {"precision": float("nan")}, {"recall": [5]},
+    {"auroc_semantic": 1.1}, {"auroc_utility": "0.5"}, {"found_per_class": 3}, {"found_per_class": [1, -1]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("metrics", BAD_METRICS, ids=str)
+def test_metrics_that_could_not_be_shown(written, metrics):
+    with pytest.raises(InputError, match=r"cycle_2\.json: metrics has a wrong type or value"):
+        read_index_file(written(metrics=metrics))
+
+
+def test_metrics_that_were_not_measured_or_are_a_strategys_own(written):
+    metrics = {"precision": None, "recall": None, "auroc_semantic": None, "auroc_utility": 1, "entropy": {"mean": -3.5}}
+    assert read_index_file(written(metrics=metrics)).metrics == metrics
+
+
+@pytest.mark.parametrize("name", ["strategy", "dataset"])
+@pytest.mark.parametrize("value", ["", "../../etc", "/etc/passwd", "..", "a/b", "a\\b", "a\n", "a\x1b[2J", "x" * 101])
+def test_names_that_are_paths_or_steer_a_terminal(written, name, value):
+    with pytest.raises(InputError, match=rf"{name} has a wrong type or value"):
+        read_index_file(written(**{name: value}))
+
+
+@pytest.mark.parametrize("name", ["labeled", "queried", "set_aside"])
+def test_a_list_longer_than_the_data_set_is_refused_before_it_becomes_an_array(written, name, monkeypatch):
+    path = written(**{name: [*range(12), 11]})
+    monkeypatch.setattr(np, "asarray", lambda *_, **__: pytest.fail("an array was made"))
+    with pytest.raises(InputError, match=rf"{name} lists 13 images, but the data set has 12"):
+        read_index_file(path, n_images=12)
+
+
+def test_a_file_larger_than_every_list_of_the_data_set_is_not_read(tmp_path):
+    path = tmp_path / "cycle_2.json"
+    with open(path, "wb") as file:
+        file.truncate(2**24 + 64 * 50 + 1)
+    with pytest.raises(InputError, match=rf"has {2**24 + 64 * 50 + 1} bytes and such a file has {2**24 + 64 * 50} at"):
+        read_index_file(path, n_images=50)
+
+
+def test_the_longest_lists_of_a_data_set_fit_the_limit(tmp_path):
+    """Every image labeled and queried, with the longest numbers that may stand there."""
+    first = 2**62 - 1 - 400_000
+    images = list(range(first, first + 400_000))
+    content = dataclasses.replace(CONTENT, labeled=images, queried=images, set_aside=[])
+    path = write_index_file(tmp_path, content)
+    assert 2**24 < path.stat().st_size < 2**24 + 64 * len(images)
+
+
+def test_a_pickle_in_the_place_of_an_index_file_is_not_executed(tmp_path):
+    trace, path = tmp_path / "executed", tmp_path / "cycle_2.json"
+    for protocol in range(6):
+        path.write_bytes(pickle.dumps(Payload(trace), protocol))
+        with pytest.raises(InputError, match="is not valid JSON"):
+            read_index_file(path)
+        assert not trace.exists()

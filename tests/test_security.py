@@ -1,0 +1,111 @@
+"""Every reader of the project refuses what could run code, and downloads are checked before they are used."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+import datasets.cifar
+from datasets import load_dataset
+from tests.hostile import Payload
+from utils import InputError, atomic_write
+
+ROOT = Path(__file__).resolve().parent.parent
+OWN = [path for path in sorted(ROOT.rglob("*.py")) if not {".venv", "tests"} & set(path.relative_to(ROOT).parts)]
+# Calls that execute what they read, or do so without the keyword that forbids it.
+NEVER = {
+    "pickle.load", "pickle.loads", "pickle.Unpickler", "np.fromregex", "np.loadtxt", "np.genfromtxt", "eval", "exec",
+    "joblib.load", "torch.jit.load", "torch.package.PackageImporter", "shelve.open", "marshal.loads", "yaml.load",
+    "zipfile.ZipFile.extractall", "os.system", "torch.hub.load", "urllib.request.urlopen", "urllib.request.urlretrieve",
+}  # fmt: skip
+ONLY_WITH = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+ONLY_WITH |= {"np.lib.format.read_array": ("allow_pickle", False)}
+
+
+def unsafe_calls(source: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        wanted = ONLY_WITH.get(name)
+        missing = wanted is not None and keywords.get(wanted[0]) != str(wanted[1])
+        shell = name.startswith("subprocess.") and "shell" in keywords
+        if name in NEVER or missing or shell or name.endswith((".extractall", ".extract")):
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_executes_what_it_reads(path):
+    assert unsafe_calls(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(path)", "torch.load(path, weights_only=False)", "np.load(path)", "np.load(p, allow_pickle=True)",
+        "pickle.load(file)", "eval(text)", "archive.extractall(folder)", "subprocess.run(line, shell=True)",
+    ],
+)  # fmt: skip
+def test_the_scan_finds(source):
+    assert unsafe_calls(f"x = {source}") == [source]
+    assert not unsafe_calls("torch.load(file, weights_only=True); np.load(p, allow_pickle=False); encoder.eval()")
+
+
+@pytest.mark.parametrize(("name", "folder"), [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")])
+def test_cifar_of_another_checksum_is_not_unpickled(tmp_path, monkeypatch, name, folder):
+    """Their batches are pickles: torchvision reads them, once their md5 is that of the makers' files."""
+    trace = tmp_path / "executed"
+    source = datasets.cifar.SOURCES[name]
+    (tmp_path / folder).mkdir()
+    for file, _ in [*source.train_list, *source.test_list, (source.meta["filename"], None)]:
+        (tmp_path / folder / file).write_bytes(pickle.dumps(Payload(trace), 2))
+
+    def offline(*_, **__):
+        raise ConnectionError("no network in this test")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+    with pytest.raises(InputError, match="could not be downloaded"):
+        load_dataset(name, tmp_path)
+    assert not trace.exists()
+
+
+def test_a_download_of_another_checksum_is_refused(tmp_path, monkeypatch):
+    """torchvision checks the archive before it unpacks it: one at hand with another md5 is not used."""
+    source = datasets.cifar.SOURCES["cifar10"]
+    archive = tmp_path / source.filename
+    archive.write_bytes(b"something else")
+    assert hashlib.md5(archive.read_bytes()).hexdigest() != source.tgz_md5
+    asked = []
+
+    class Response(io.BytesIO):
+        url, headers, length = source.url, {"Content-Type": "application/gzip"}, 11
+
+    def answer(request, *_, **__):
+        asked.append(request.full_url)
+        return Response(b"another one")
+
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    with pytest.raises(InputError, match="could not be downloaded"):
+        load_dataset("cifar10", tmp_path)
+    assert set(asked) == {source.url}
+    assert os.listdir(tmp_path) == [source.filename]
+
+
+def test_a_link_in_a_files_place_is_replaced_not_followed(tmp_path):
+    victim, link = tmp_path / "victim", tmp_path / "run" / "last.model"
+    victim.write_text("mine")
+    link.parent.mkdir()
+    link.symlink_to(victim)
+    with atomic_write(link) as file:
+        file.write(b"weights")
+    assert victim.read_text() == "mine"
+    assert not link.is_symlink() and link.read_bytes() == b"weights"
