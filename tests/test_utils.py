@@ -286,7 +286,7 @@ def raising(error):
         ),
         (RuntimeError("CPU: can't allocate memory"), 3, OUT_OF_MEMORY.format("CPU: can't allocate memory")),
         (InputError("a\x1b[2Jb\x00\u202e"), 2, "a\\x1b[2Jb\\x00\\u202e"),
-        (InputError("x" * 999 + "y" * 9999 + "z" * 999), 2, "x" * 999 + "y ... y" + "z" * 999),
+        (InputError("x" * 992 + "y" * 9999 + "z" * 999), 2, "x" * 992 + "y ... y" + "z" * 999),
         (InputError("é 画像"), 2, "é 画像"),
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C; what was finished is on disk"),
     ],
