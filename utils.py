@@ -136,7 +136,8 @@ def naming_file(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # another text would get lost beside a name
+            error.filename = error.filename or str(path)
         raise
 
 
