@@ -45,49 +45,45 @@ def walk(root: str | os.PathLike, parts: Sequence[str]) -> tuple[list[Found], li
     skipped: list[Skipped] = []
     real_root = os.path.realpath(root)
     for part in parts:
-        entries = list(_walk(os.fspath(root), part, real_root, set()))
+        entries = list(_below(os.fspath(root), part, real_root))
         found += sorted((entry for entry in entries if isinstance(entry, Found)), key=lambda entry: entry.path)
         skipped += sorted((entry for entry in entries if isinstance(entry, Skipped)), key=lambda entry: entry.path)
     return found, skipped
 
 
-def _walk(root: str, path: str, real_root: str, above: set[str]) -> Iterator[Found | Skipped]:
-    """What lies below ``path``; ``above`` are the real folders on the way there, so that links cannot go in circles."""
-    full = os.path.join(root, path)
-    if os.path.islink(full) and (problem := _link_problem(full, real_root)):
-        yield Skipped(path, *problem)
-        return
-    try:
-        status = os.stat(full)
-        if not stat.S_ISDIR(status.st_mode):
+def _below(root: str, part: str, real_root: str) -> Iterator[Found | Skipped]:
+    """What lies below a subfolder, in any order."""
+    # With each path the real folders on the way to it, so that links cannot go in circles.
+    waiting: list[tuple[str, frozenset[str]]] = [(part, frozenset())]
+    while waiting:
+        path, above = waiting.pop()
+        full = os.path.join(root, path)
+        try:
+            if os.path.islink(full) and (problem := _link_problem(full, real_root)):
+                yield Skipped(path, "link", problem)
+                continue
+            status = os.stat(full)
             if stat.S_ISREG(status.st_mode):
                 yield Found(path, status.st_size, status.st_mtime_ns)
-            else:
+            elif not stat.S_ISDIR(status.st_mode):
                 yield Skipped(path, "no regular file")
-            return
-        real = os.path.realpath(full)
-        if real in above:
-            yield Skipped(path, "link", "leads back to a folder that holds it")
-            return
-        with os.scandir(full) as entries:
-            names = [entry.name for entry in entries]
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        yield Skipped(path, "unreadable", error.strerror or str(error))
-        return
-    for name in names:
-        below = f"{path}/{name}"
-        if name.startswith("."):
-            yield Skipped(below, "hidden")
-        else:
-            yield from _walk(root, below, real_root, above | {real})
+            elif (real := os.path.realpath(full)) in above:
+                yield Skipped(path, "link", "leads back to a folder that holds it")
+            else:
+                with os.scandir(full) as entries:
+                    names = [entry.name for entry in entries]
+                yield from (Skipped(f"{path}/{name}", "hidden") for name in names if name.startswith("."))
+                waiting += [(f"{path}/{name}", above | {real}) for name in names if not name.startswith(".")]
+        except FileNotFoundError:
+            continue  # it has gone since its folder was read, or the folder has no such part
+        except OSError as error:
+            yield Skipped(path, "unreadable", error.strerror or str(error))
 
 
-def _link_problem(full: str, real_root: str) -> tuple[str, str] | None:
+def _link_problem(full: str, real_root: str) -> str | None:
     target = os.path.realpath(full)
     if not os.path.exists(target):
-        return "link", "leads nowhere"
+        return "leads nowhere"
     if os.path.commonpath([target, real_root]) != real_root:
-        return "link", "leads out of the folder"
+        return "leads out of the folder"
     return None

@@ -15,16 +15,17 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from common.interruption import Interruption
 from datasets.folder_walk import Found, Skipped
 from datasets.pictures import CHANGED, Unusable, read_picture, strict_and_quiet
-from utils import InputError, atomic_write, log, progress, read_json
+from utils import InputError, Interrupted, atomic_write, log, progress, read_json
 
 FORMAT_VERSION = 1
 IMAGES, MANIFEST, REPORT, LOCK = "images.npy", "manifest.json", "report.csv", "lock"
@@ -96,14 +97,14 @@ def make_index(
         if not done:
             if not os.access(folder, os.W_OK):
                 raise InputError(f"{folder} is not up to date and cannot be written; name another --cache_dir")
-            _rebuild(root, files, entries, size=size, folder=folder, choose=choose)
-        return _read(folder, size, skipped, choose)
+            known = _rebuild(root, files, entries, size=size, folder=folder, choose=choose)
+        return _index(folder, size, known, skipped, choose)
 
 
 def read_index(folder: Path, *, size: int, choose: Choose) -> Index:
     """The index as another process of this machine has just made it."""
     with locked(folder):
-        return _read(folder, size, (), choose)
+        return _index(folder, size, _known(folder, size), (), choose)
 
 
 @contextlib.contextmanager
@@ -150,18 +151,26 @@ def _map(folder: Path) -> np.ndarray:
     return np.lib.format.open_memmap(folder / IMAGES, mode="c")
 
 
-def _read(folder: Path, size: int, skipped: Sequence[Skipped], choose: Choose) -> Index:
-    entries = list(_known(folder, size).values())
-    kept, surplus = choose(entries)
-    left_out = [Skipped(entry.path, entry.problem, entry.detail) for entry in entries if entry.problem]
+def _index(folder: Path, size: int, known: dict[str, Entry], skipped: Sequence[Skipped], choose: Choose) -> Index:
+    kept, surplus = choose([*known.values()])
+    left_out = [Skipped(entry.path, entry.problem, entry.detail) for entry in known.values() if entry.problem]
     images = _map(folder) if kept else np.empty((0, size, size, 3), dtype=np.uint8)
     return Index(images, kept, [*skipped, *left_out, *surplus])
 
 
 def _rebuild(
     root: Path, files: Sequence[Found], entries: dict[str, Entry], *, size: int, folder: Path, choose: Choose
-) -> None:
-    """Writes images.npy and the manifest anew; ``entries`` are those whose files need not be read."""
+) -> dict[str, Entry]:
+    """Writes images.npy and the manifest anew, and returns what is in it by path.
+
+    Args:
+        root: The folder.
+        files: All its files.
+        entries: Those whose files need not be read, by path; the others are added.
+        size: Of the images.
+        folder: Of the cache.
+        choose: See make_index.
+    """
     temporary = folder / f".{IMAGES}.{os.getpid()}.tmp"
     places = {file.path: place for place, file in enumerate(files)}
     try:
@@ -171,21 +180,19 @@ def _rebuild(
             for entry in entries.values():
                 if entry.row is not None:
                     out[places[entry.path]] = old[entry.row]
-        interrupted = None
-        try:
-            _decode_all(root, files, entries, out, places, choose)
-        except KeyboardInterrupt as error:  # what was read so far is kept, and the next start goes on from there
-            interrupted = error
+        stopped = _decode_all(root, files, entries, out, places, choose)
         known = _in_order(files, entries)
         kept = [entry for entry in choose(known)[0] if entry.row is not None]
         _compact(temporary, out, [places[entry.path] for entry in kept])
         del out
+        rows = {entry.path: row for row, entry in enumerate(kept)}
+        known = [dataclasses.replace(entry, row=rows.get(entry.path)) for entry in known]
         (folder / MANIFEST).unlink(missing_ok=True)
         os.replace(temporary, folder / IMAGES)
-        rows = {entry.path: row for row, entry in enumerate(kept)}
-        _write_manifest(folder, size, [dataclasses.replace(entry, row=rows.get(entry.path)) for entry in known])
-        if interrupted:
-            raise interrupted
+        _write_manifest(folder, size, known)
+        if stopped:
+            raise stopped
+        return {entry.path: entry for entry in known}
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -218,18 +225,27 @@ def _decode_all(
     out: np.memmap,
     places: dict[str, int],
     choose: Choose,
-) -> None:
-    """Reads the files that have no entry, and images to keep that have no row, into their places."""
+) -> Interrupted | None:
+    """Reads the files that have no entry, and images to keep that have no row, into their places.
+
+    Returns:
+        What to raise, once the entries so far are saved, where a signal asked for that.
+    """
     todo = [file for file in files if file.path not in entries]
-    while todo:
-        for entry in _decode(root, todo, out, places):
-            entries[entry.path] = entry
-        # A copy that was left out is not in the old images; it is needed once the file that stood for it is gone.
-        kept, _ = choose(_in_order(files, entries))
-        todo = [Found(entry.path, entry.size, entry.mtime_ns) for entry in kept if entry.row is None]
+    with Interruption() as interruption:
+        while todo:
+            with contextlib.closing(_decode(root, todo, out, places)) as found:
+                for entry in found:
+                    entries[entry.path] = entry
+                    if interruption.due():
+                        return interruption.stop("the images read so far are kept; the same command reads the others")
+            # A copy that was left out is not in the old images; it is needed once the file that stood for it is gone.
+            kept, _ = choose(_in_order(files, entries))
+            todo = [Found(entry.path, entry.size, entry.mtime_ns) for entry in kept if entry.row is None]
+    return None
 
 
-def _decode(root: Path, todo: Sequence[Found], out: np.memmap, places: dict[str, int]) -> Iterator[Entry]:
+def _decode(root: Path, todo: Sequence[Found], out: np.memmap, places: dict[str, int]) -> Generator[Entry, None, None]:
     """Entries of files, in any order, with several threads: Pillow and SHA-256 leave the interpreter to the others."""
 
     def run(chunk: Sequence[Found]) -> list[Entry]:
