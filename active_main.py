@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
         if not data.has_oracle:
             raise InputError(f"nobody has labeled the images in {args.data_path}/unlabeled: give --annotate")
-        folder = Path(args.index_dir or default_index_dir(ROOT, args.dataset, split.mismatch, args.strategy))
+        folder = Path(args.index_dir or default_index_dir(ROOT, data.name, split.mismatch, args.strategy))
         if "distinctive" in strategy.needs:
             check_shift(args.shift_trans_type, data.image_size)
         check_budget(split, data.train_labels, target=args.target, needs=strategy.needs)
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=args.seed,
             device=device,
         ):
-            log(cycle_line(cycle, data.class_names))
+            log(cycle_line(cycle, data))
             if args.print_score:
                 print_scores(cycle)
             files.begin()

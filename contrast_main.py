@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from common import acceleration, arguments, checkpoint, distributed
 from common.acceleration import Precision
 from datasets import load_data_and_split
+from datasets.mixed import data_name
 from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from training.engine import Objective, make_forward, probe_accuracy, steps_per_epoch, train_one_epoch
@@ -27,10 +28,11 @@ from training.optim import LearningRate, build_optimizer
 from utils import LOG_FILE, InputError, RunLog, log, require_writable, run_cli, set_seed
 
 RESUME_VERSION = 2  # 1: the order of an epoch was drawn on the CPU
-# Arguments that may differ when a run is resumed: none is part of the recipe (another device only rounds differently).
+# Arguments that may differ when a run is resumed: none is part of the recipe (another device only rounds differently,
+# and the split's digest says whether images are the same, wherever they lie).
 FREE_ON_RESUME = {
-    "compile", "data_path", "debug", "device", "error_step", "local_rank", "logdir", "no_strict", "parallel",
-    "resume_path", "save_step", "suffix",
+    "cache_dir", "compile", "data_path", "debug", "device", "error_step", "local_rank", "logdir", "no_strict", "others",
+    "others_path", "parallel", "resume_path", "save_step", "suffix",
 }  # fmt: skip
 
 
@@ -181,7 +183,8 @@ def run_folder(logdir: str | None, resume_path: str | None, suffix: str, setting
         if not (folder / checkpoint.RESUME_FILE).is_file():
             raise InputError(f"--resume_path {folder} holds no {checkpoint.RESUME_FILE}; name the folder of a run")
         return folder
-    name = "_".join(str(settings[key]) for key in ("dataset", "mismatch", "model", "mode", "shift_trans_type"))
+    name = "_".join(str(settings[key]) for key in ("mismatch", "model", "mode", "shift_trans_type"))
+    name = f"{data_name(settings['dataset'], settings['others'])}_{name}"
     name += f"_seed{settings['seed']}"
     folder = Path(logdir) if logdir else Path("logs") / name
     if suffix:

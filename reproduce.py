@@ -34,6 +34,7 @@ from common.experiment import SHIFTS, Experiment, Recipe, data_flags, largest_di
 from common.record import Record, describe_device, duration, file_digest, finished_epochs, logged_seconds
 from common.schedule import Measured, Sizes, fit_scale
 from datasets import Dataset, Split, load_data_and_split
+from datasets.mixed import data_name
 from evals import outcome
 from evals.banks import default_batch, load_encoder
 from evals.features import Extraction, extract_features
@@ -81,12 +82,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "initial_budget": len(split.labeled),
         "split_seed": args.split_seed,
         "image_size": args.image_size,
+        "others": args.others,
     }
     experiment = Experiment(
         folder=Path(args.out),
         recipe=recipe,
         model=arguments.backbone(args.model, args.image_size),
-        data=data_flags(args.dataset, args.data_path, **splitting, cache_dir=args.cache_dir),
+        data=data_flags(
+            args.dataset, args.data_path, **splitting, cache_dir=args.cache_dir, others_path=args.others_path
+        ),
         device=args.device,
         seed=args.seed,
         precision=Precision.resolve(args.precision, device).name,
@@ -368,7 +372,8 @@ def write_results(experiment: Experiment, record: Record, *, full: Recipe, publi
     accuracies = read_accuracies(folder / "classifier" / "results.csv", "ccal")
     rows = outcome.result_rows(files["ccal"], files["random"], accuracies, published=published)
     cells = outcome.table_cells(rows)
-    title = f"{settings['dataset']}, mismatch {settings['mismatch']:g}, {experiment.model}"
+    data = data_name(settings["dataset"], settings.get("others"))
+    title = f"{data}, mismatch {settings['mismatch']:g}, {experiment.model}"
     notes = [experiment.recipe.beside(full, record.content["scale"]), time_line(record)]
     if published:
         notes.append(outcome.PUBLISHED_NOTE)

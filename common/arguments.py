@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from utils import wait_for_the_first_process
 
-DATASETS = ("cifar10", "cifar100", "digits", "npz", "folder")
+DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "digits", "npz", "folder")
 IMAGENET_STEM_FROM = 128  # pixels; from there on its last stage sees 4x4 positions, as the CIFAR stem's does at 32
 MODELS = ("resnet18", "resnet18_imagenet", "resnet20", "resnet8")
 MODEL_HELP = f"{{}} (default: resnet18; with --image_size of {IMAGENET_STEM_FROM} or more resnet18_imagenet)"
@@ -133,7 +133,19 @@ def add_data_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cache_dir",
         metavar="DIR",
-        help="of --dataset folder: where its images are kept at that size (default: .ccal_cache in the folder itself)",
+        help="where the images of a folder are kept at that size (default: .ccal_cache in the folder itself)",
+    )
+    group.add_argument(
+        "--others",
+        nargs="+",
+        metavar="DATA",
+        help="other-class images of the pool come from these instead: further data sets by name, npz files or folders "
+        "of images, resized to the data set's own shape",
+    )
+    group.add_argument(
+        "--others_path",
+        metavar="DIR",
+        help="folder of the data sets that --others names (default: --data_path if that is such a folder, else ~/data)",
     )
 
 
@@ -447,4 +459,5 @@ def resolved(args: argparse.Namespace) -> dict[str, Any]:
 def split_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What add_data_args declares of images and split, as keywords of datasets.load_data_and_split."""
     names = ("mismatch", "target_classes", "initial_budget", "split_seed", "image_size", "cache_dir")
+    names += ("others", "others_path")
     return {name: getattr(args, name) for name in names}

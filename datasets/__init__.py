@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets.base import Dataset
-from datasets.cifar import load_cifar
 from datasets.digits import load_digits
 from datasets.folder import ANNOTATION, find_form, load_folder
+from datasets.mixed import load_sources, mix
 from datasets.npz import load_npz
 from datasets.split import DEFAULT_MISMATCH, PROTOCOLS, Split, given_split, make_split
+from datasets.torchvision_sets import SOURCES, load_torchvision
 from utils import InputError
 
 LOADERS = {
-    "cifar10": load_cifar,
-    "cifar100": load_cifar,
+    **dict.fromkeys(SOURCES, load_torchvision),
     "digits": load_digits,
     "npz": load_npz,
     "folder": load_folder,
@@ -30,7 +31,7 @@ def load_dataset(
 
     Args:
         name: One of LOADERS.
-        data_path: The folder of CIFAR, the npz file, or the folder of images; digits need none.
+        data_path: The folder of CIFAR and the like, the npz file, or the folder of images; digits need none.
         image_size: Of a folder's images, in pixels; None for 32.
         cache_dir: Where a folder's images are kept; None for a place within the folder.
 
@@ -58,16 +59,21 @@ def load_data_and_split(
     split_seed: int = 0,
     image_size: int | None = None,
     cache_dir: str | Path | None = None,
+    others: Sequence[str] | None = None,
+    others_path: str | Path | None = None,
 ) -> tuple[Dataset, Split]:
     """Loads a data set and draws its initial split; what is None takes the value of the data set's protocol.
 
-    A folder of images that nobody has labeled has its split already, see datasets.split.given_split.
+    With ``others`` the pool's other images come from further data sets, see datasets.mixed. A folder of images that
+    nobody has labeled has its split already, see datasets.split.given_split.
 
     Raises:
         InputError: See load_dataset and make_split; a data set without a protocol needs target classes.
     """
+    if others_path is not None and not others:
+        raise InputError(f"--others_path {others_path} is for --others; leave it out")
     if name == "folder" and find_form(Path(data_path).expanduser()) is ANNOTATION:
-        refuse_drawing(mismatch=mismatch, target_classes=target_classes, initial_budget=initial_budget)
+        refuse_drawing(mismatch=mismatch, target_classes=target_classes, initial_budget=initial_budget, others=others)
         data = load_dataset(name, data_path, image_size=image_size, cache_dir=cache_dir)
         return data, given_split(
             data.train_labels, data.test_labels, num_classes=data.num_classes, seed=split_seed, content=data.digest
@@ -79,29 +85,39 @@ def load_data_and_split(
         target_classes = protocol.target_classes
     if initial_budget is None:
         initial_budget = protocol.initial_budget if protocol else DEFAULT_BUDGET
-    data = load_dataset(name, data_path, image_size=image_size, cache_dir=cache_dir)
-    split = make_split(
-        data.train_labels,
-        data.test_labels,
-        target_classes=class_numbers(target_classes, data.class_names),
-        mismatch=mismatch,
-        initial_budget=initial_budget,
-        seed=split_seed,
-        content=data.digest,
-    )
-    return data, split
+    # With others the cache may be theirs alone.
+    own_cache = cache_dir if name == "folder" or not others else None
+    data = load_dataset(name, data_path, image_size=image_size, cache_dir=own_cache)
+    how = {
+        "target_classes": class_numbers(target_classes, data.class_names),
+        "mismatch": mismatch,
+        "initial_budget": initial_budget,
+        "seed": split_seed,
+    }
+    if others:
+        place = others_path or (data_path if name in SOURCES else "~/data")
+        sources = load_sources(
+            others,
+            dataset=name,
+            data_path=Path(data_path).expanduser(),
+            others_path=Path(place).expanduser(),
+            image_size=data.image_size,
+            cache_dir=cache_dir,
+        )
+        return mix(data, sources, **how)
+    return data, make_split(data.train_labels, data.test_labels, **how, content=data.digest)
 
 
-def refuse_drawing(*, mismatch: float, target_classes: Sequence[int | str] | None, initial_budget: int | None) -> None:
+def refuse_drawing(*, mismatch: float, **flags: Any) -> None:
     """Refuses what would draw a split where a person has made it.
 
     Raises:
         InputError: A flag of make_split is given.
     """
-    given = {"--target_classes": target_classes, "--initial_budget": initial_budget}
-    given["--mismatch"] = None if mismatch == DEFAULT_MISMATCH else mismatch
-    for flag, value in given.items():
+    flags["mismatch"] = None if mismatch == DEFAULT_MISMATCH else mismatch
+    for name, value in flags.items():
         if value is not None:
+            flag = f"--{name}"
             raise InputError(
                 f"{flag} draws a split, and a folder with labeled/ and unlabeled/ has one: every class of labeled/ is "
                 f"a target, unlabeled/ is the pool; leave {flag} out"

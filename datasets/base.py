@@ -25,6 +25,8 @@ class Dataset:
         num_classes: Labels are 0 .. num_classes - 1.
         class_names: One name per class.
         paths: Of images from a folder: each train image's path within it (POSIX, as os.fsdecode gives it).
+        sources: Where a mixed pool's images come from, by name, the data set itself first; else nothing.
+        source_numbers: Position in ``sources`` of each train image, int64 (N,).
         digest: SHA-256 of files and paths, where indices alone do not say which images are meant.
     """
 
@@ -36,12 +38,21 @@ class Dataset:
     num_classes: int
     class_names: tuple[str, ...]
     paths: tuple[str, ...] | None = None
+    sources: tuple[str, ...] = ()
+    source_numbers: np.ndarray | None = None
     digest: str | None = None
 
     @property
     def has_oracle(self) -> bool:
         """Whether the class of every train image is known, so that an oracle can be simulated."""
         return not (self.train_labels == UNKNOWN).any()
+
+    def count_by_source(self, indices: np.ndarray) -> dict[str, int]:
+        """How many of some train images are from each source; nothing where there is one source only."""
+        if self.source_numbers is None:
+            return {}
+        counts = np.bincount(self.source_numbers[indices], minlength=len(self.sources)).tolist()
+        return dict(zip(self.sources, counts, strict=True))
 
     @property
     def image_size(self) -> tuple[int, int]:

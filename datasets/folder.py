@@ -19,12 +19,11 @@ import numpy as np
 from common import distributed
 from datasets import image_cache
 from datasets.base import UNKNOWN, Dataset, shown
-from datasets.folder_walk import Found, Skipped, walk
+from datasets.folder_walk import CACHE_FOLDER, Found, Skipped, walk
 from datasets.image_cache import Entry, Index
 from utils import InputError, log, require_writable
 
 DEFAULT_SIZE = 32
-CACHE_FOLDER = ".ccal_cache"
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ class Form:
 
 
 ANNOTATION = Form(("labeled", "unlabeled", "test"), train=2, pool="unlabeled")
+OTHERS = Form((".",), train=1, pool=".")  # any folder, of whose images only the pixels matter
+OTHERS_TRAIN = Form(("train",), train=1, pool="train")
 BENCHMARK = Form(("train", "test"), train=1)
 
 
@@ -115,6 +116,20 @@ def load_folder(
     )
 
 
+def index_others(root: Path, *, size: int, cache_dir: str | Path | None) -> np.ndarray:
+    """The images of any folder, of its train/ where it has one, for a pool that others mix with; uint8 (N, S, S, 3).
+
+    Raises:
+        InputError: There is none.
+    """
+    form = OTHERS_TRAIN if (root / "train").is_dir() else OTHERS
+    cache = cache_folder(root, form.parts, size=size, cache_dir=cache_dir, suffix="-others")
+    index = index_folder(root, form, (), size=size, cache=cache)
+    if not index.entries:
+        raise InputError(f"--others {root} holds no usable jpeg, png, webp or bmp image")
+    return index.images
+
+
 def class_folders(root: Path, form: Form) -> tuple[str, ...]:
     """The names of the classes, sorted: of labeled/ in the annotation form, of train/ and test/ in the other.
 
@@ -136,18 +151,20 @@ def class_folders(root: Path, form: Form) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def cache_folder(root: Path, parts: Sequence[str], *, size: int, cache_dir: str | Path | None) -> Path:
+def cache_folder(
+    root: Path, parts: Sequence[str], *, size: int, cache_dir: str | Path | None, suffix: str = ""
+) -> Path:
     """Where a folder's pixels are kept.
 
     Raises:
         InputError: That cannot be written, or lies among the images.
     """
     if cache_dir is None:
-        cache = root / CACHE_FOLDER / str(size)
+        cache = root / CACHE_FOLDER / f"{size}{suffix}"
     else:
         real = os.path.realpath(root)
         place = f"{os.path.basename(real)}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:12]}"
-        cache = Path(cache_dir).expanduser() / place / str(size)
+        cache = Path(cache_dir).expanduser() / place / f"{size}{suffix}"
         inside = [part for part in parts if Path(os.path.realpath(cache)).is_relative_to(os.path.join(real, part))]
         if inside:
             raise InputError(f"--cache_dir {cache_dir} lies among the images in {root / inside[0]}: name another one")

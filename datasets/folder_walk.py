@@ -7,6 +7,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+CACHE_FOLDER = ".ccal_cache"  # our own
+
 
 @dataclass(frozen=True)
 class Found:
@@ -72,7 +74,8 @@ def _below(root: str, part: str, real_root: str) -> Iterator[Found | Skipped]:
             else:
                 with os.scandir(full) as entries:
                     names = [entry.name for entry in entries]
-                yield from (Skipped(f"{path}/{name}", "hidden") for name in names if name.startswith("."))
+                hidden = [name for name in names if name.startswith(".") and name != CACHE_FOLDER]
+                yield from (Skipped(f"{path}/{name}", "hidden") for name in hidden)
                 waiting += [(f"{path}/{name}", above | {real}) for name in names if not name.startswith(".")]
         except FileNotFoundError:
             continue  # it has gone since its folder was read, or the folder has no such part

@@ -107,6 +107,7 @@ def make_split(
     mismatch: float,
     initial_budget: int,
     seed: int = 0,
+    others: np.ndarray | None = None,
     content: str | None = None,
 ) -> Split:
     """Draws the initial split, index for index as the original protocol does.
@@ -121,6 +122,7 @@ def make_split(
         mismatch: Share of other-class images in the pool, in [0, 1).
         initial_budget: Number of labeled target images at the start.
         seed: Seed of every draw; the protocol's is 0.
+        others: Images that the other-class ones are drawn from, (M,); None for all of other classes.
         content: Digest of the images, where the split's digest has to change with them.
 
     Raises:
@@ -152,7 +154,7 @@ def make_split(
         )
     labeled = set(initial)
     pool_targets = [index for index in targets if index not in labeled]
-    others = np.flatnonzero(~np.isin(train_labels, classes)).tolist()
+    others = (np.flatnonzero(~np.isin(train_labels, classes)) if others is None else others).tolist()
     n_others = _others_asked_for(mismatch, len(pool_targets))
     if n_others > len(others):
         raise InputError(

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from common import plots
+from datasets.base import Dataset
+from datasets.mixed import counted
 from evals.cycles import Cycle, best_utility
 from evals.metrics import describe
 from utils import atomic_write, log
 
 
-def cycle_line(cycle: Cycle, class_names: tuple[str, ...]) -> str:
-    """What a cycle found, in one line; a class that had too few candidates is named."""
-    metrics = cycle.metrics
+def cycle_line(cycle: Cycle, data: Dataset) -> str:
+    """What a cycle found, in one line; a class that had too few candidates is named, and a mixed pool's sources are."""
+    metrics, class_names = cycle.metrics, data.class_names
     per_class = ", ".join(
         f"{class_names[label]} {found}"
         for label, found in zip(cycle.split.target_classes, metrics["found_per_class"], strict=True)
@@ -33,6 +35,8 @@ def cycle_line(cycle: Cycle, class_names: tuple[str, ...]) -> str:
     for number, missing in cycle.result.shortfall.items():
         name = class_names[cycle.split.target_classes[number]]
         line += f"\n  class {name}: {missing} fewer than --target, no more candidates"
+    if data.sources:
+        line += f"\n  queried: {counted(data, cycle.result.indices)}"
     return line
 
 

@@ -140,6 +140,11 @@ class IndexFolder:
         self.queried.append(cycle.result.indices)
 
     def _write(self, split: Split, cycle: Cycle | None) -> None:
+        metrics = cycle.metrics if cycle else {"labeled": len(split.labeled), "pool": len(split.unlabeled)}
+        if self._data.sources:
+            indices = cycle.result.indices if cycle else split.unlabeled
+            counts = self._data.count_by_source(indices)
+            metrics = metrics | {"queried_by_source" if cycle else "pool_by_source": counts}
         content = IndexFile(
             dataset=self._data.name,
             mismatch=split.mismatch,
@@ -151,7 +156,7 @@ class IndexFolder:
             queried=cycle.result.indices.tolist() if cycle else [],
             set_aside=split.set_aside.tolist(),
             settings=self._settings,
-            metrics=cycle.metrics if cycle else {"labeled": len(split.labeled), "pool": len(split.unlabeled)},
+            metrics=metrics,
             seconds=round(cycle.seconds, 3) if cycle else 0.0,
         )
         write_index_file(self.path, content)

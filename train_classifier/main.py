@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "test/<class>/"
         )
     index_dir, out_dir = folders(
-        args.index_dir, args.out_path, dataset=args.dataset, mismatch=split.mismatch, strategy=args.strategy
+        args.index_dir, args.out_path, dataset=data.name, mismatch=split.mismatch, strategy=args.strategy
     )
     numbers = range(args.split + 1) if args.number is None else [args.number]
     cycles = read_cycles(index_dir, numbers, data=data, split=split)
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     log(
-        f"{args.dataset}, {mismatch_text(split.mismatch)}: {len(cycles)} cycle(s) of {index_dir}, {args.runs} seed(s) "
+        f"{data.name}, {mismatch_text(split.mismatch)}: {len(cycles)} cycle(s) of {index_dir}, {args.runs} seed(s) "
         f"each, {min(together, args.runs)} at a time, recipe {args.recipe}, {args.epochs} epoch(s), "
         f"{len(split.test)} test images, on {device}"
     )

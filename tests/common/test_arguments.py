@@ -359,5 +359,5 @@ def test_resolved_is_plain_and_sorted():
 
 
 def test_datasets_and_strategies_on_offer():
-    assert arguments.DATASETS == ("cifar10", "cifar100", "digits", "npz", "folder")
+    assert arguments.DATASETS == ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "digits", "npz", "folder")
     assert arguments.STRATEGIES == ("ccal", "semantic", "distinctive", "random")

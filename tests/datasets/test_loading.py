@@ -11,8 +11,7 @@ import pytest
 import sklearn.datasets
 import torchvision.datasets
 
-from datasets import DEFAULT_BUDGET, LOADERS, load_data_and_split, load_dataset
-from datasets import cifar as cifar_module
+from datasets import DEFAULT_BUDGET, LOADERS, load_data_and_split, load_dataset, torchvision_sets
 from datasets.base import MAX_CLASSES
 from utils import InputError
 
@@ -330,7 +329,7 @@ def source(monkeypatch):
             self.data = np.full((count, 32, 32, 3), 10 + train, dtype=np.uint8)
             self.targets = [index % 3 for index in range(count)]
 
-    monkeypatch.setitem(cifar_module.SOURCES, "cifar10", FakeCIFAR10)
+    monkeypatch.setitem(torchvision_sets.SOURCES, "cifar10", FakeCIFAR10)
     return state
 
 
@@ -394,12 +393,90 @@ def test_torchvisions_own_classes_name_file_and_place(monkeypatch, tmp_path, nam
         assert part in str(caught.value)
 
 
+# SVHN, MNIST and Fashion-MNIST
+
+
+def write_idx(path, array):
+    """An uncompressed MNIST file: a magic number that says bytes and dimensions, the shape, the values."""
+    shape = np.asarray(array.shape, dtype=">i4").tobytes()
+    path.write_bytes(bytes([0, 0, 8, array.ndim]) + shape + array.astype(np.uint8).tobytes())
+
+
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+def test_mnist_from_files(tmp_path, name, folder):
+    raw = tmp_path / folder / "raw"
+    raw.mkdir(parents=True)
+    images = {part: np.random.default_rng(0).integers(0, 256, (n, 28, 28)) for part, n in (("train", 5), ("t10k", 3))}
+    for part, values in images.items():
+        write_idx(raw / f"{part}-images-idx3-ubyte", values)
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(len(values)))
+    data = load_dataset(name, tmp_path)
+    assert data.train_images.shape == (5, 28, 28, 3)
+    assert all((data.train_images[..., channel] == images["train"]).all() for channel in range(3))
+    assert (data.test_images[..., 1] == images["t10k"]).all()
+    assert (data.train_labels.tolist(), data.test_labels.tolist(), data.num_classes) == ([0, 1, 2, 3, 4], [0, 1, 2], 10)
+    assert data.class_names[9] == {"mnist": "9", "fashion_mnist": "Ankle boot"}[name]
+
+
+def test_svhn_from_files(tmp_path, monkeypatch):
+    import scipy.io
+
+    monkeypatch.setattr(torchvision.datasets.SVHN, "_check_integrity", lambda self: True)
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 4), dtype=np.uint8)
+    for part in ("train", "test"):
+        scipy.io.savemat(tmp_path / f"{part}_32x32.mat", {"X": images, "y": np.asarray([[10], [1], [9], [10]])})
+    data = load_dataset("svhn", tmp_path)
+    assert data.train_labels.tolist() == data.test_labels.tolist() == [0, 1, 9, 0]  # the files call the digit 0 ten
+    assert (data.train_images == images.transpose(3, 0, 1, 2)).all()
+    assert data.class_names == tuple("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "place"),
+    [
+        ("svhn", ("train_32x32.mat (md5 e26dedcc434d2e4c54c9b2d4a06d8373)", "test_32x32.mat (md5 "), "."),
+        ("mnist", ("train-images-idx3-ubyte.gz (md5 f68b3c2dcbeaaa9fbdd348bbdeb94873)", "t10k-labels"), "MNIST/raw"),
+        ("fashion_mnist", ("train-images-idx3-ubyte.gz (md5 8d4fb7e6c68d591d4c3dfef9ec88bf0d)",), "FashionMNIST/raw"),
+    ],
+)
+def test_others_that_cannot_be_downloaded(monkeypatch, tmp_path, name, files, place):
+    def download(self):
+        raise URLError("no network in tests")
+
+    monkeypatch.setattr(torchvision_sets.SOURCES[name], "download", download)
+    with pytest.raises(InputError) as caught:
+        load_dataset(name, tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{name} is not in {tmp_path} and could not be downloaded")
+    for part in (*files, f"into {tmp_path / place}", "--data_path", "--others_path", "no network in tests"):
+        assert part in message
+
+
+def test_damaged_mnist(tmp_path):
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{part}-{kind}-ubyte").write_bytes(b"damaged, and of some length")
+    with pytest.raises(InputError, match=r"mnist .*damaged|mnist .*could not be downloaded"):
+        load_dataset("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["svhn", "mnist", "fashion_mnist"])
+def test_they_have_no_protocol(name, tmp_path):
+    with pytest.raises(InputError, match=f"--dataset {name} needs --target_classes"):
+        load_data_and_split(name, tmp_path, mismatch=0.5)
+
+
 # The front door
 
 
 @pytest.mark.parametrize("name", ["cifar", "CIFAR10", "imagenet", ""])
 def test_unknown_data_set(name, tmp_path):
-    with pytest.raises(InputError, match=rf"--dataset {name} is unknown; choose from cifar10, cifar100, digits, npz"):
+    with pytest.raises(
+        InputError,
+        match=rf"--dataset {name} is unknown; choose from cifar10, cifar100, svhn, mnist, fashion_mnist, digits, npz",
+    ):
         load_dataset(name, tmp_path)
 
 

@@ -1,0 +1,177 @@
+"""Mixed pools, the paper's cross-dataset setting: images of further data sets in the place of other classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets.base import Dataset
+from datasets.digits import load_digits
+from datasets.folder import index_others
+from datasets.npz import load_npz
+from datasets.split import Split, make_split
+from datasets.torchvision_sets import SOURCES, load_part
+from utils import InputError, log
+
+NAMES = (*SOURCES, "digits")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where other images come from.
+
+    Attributes:
+        name: Of the data set, or of the file or folder without what is before and behind it.
+        images: uint8, (N, h, w, 3).
+    """
+
+    name: str
+    images: np.ndarray
+
+
+def source_name(other: str) -> str:
+    """What a source given with --others is called."""
+    path = Path(other).expanduser()
+    return other if other in NAMES else path.stem if path.suffix == ".npz" else path.resolve().name
+
+
+def data_name(dataset: str, others: Sequence[str] | None) -> str:
+    """What a data set with the images of others is called, such as cifar10+svhn."""
+    return "+".join([dataset, *map(source_name, others or ())])
+
+
+def load_sources(
+    others: Sequence[str],
+    *,
+    dataset: str,
+    data_path: Path,
+    others_path: Path,
+    image_size: tuple[int, int],
+    cache_dir: str | Path | None,
+) -> list[Source]:
+    """Loads the train images of further data sets; their labels do not matter.
+
+    Args:
+        others: Names of data sets, npz files or folders.
+        dataset: The name of the data set that has the target classes.
+        data_path: Where that lies.
+        others_path: Where those of torchvision lie, or are downloaded to.
+        image_size: Height and width at which a folder's images are kept.
+        cache_dir: Where that is done, see datasets.folder.
+
+    Raises:
+        InputError: One is none of these, the target data itself, or given twice, or its files are unusable.
+    """
+    names = [source_name(other) for other in others]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"--others names {name} twice")
+    sources = []
+    for name, other in zip(names, others, strict=True):
+        path = Path(other).expanduser()
+        if other == dataset or (other not in NAMES and data_path.resolve().is_relative_to(path.resolve())):
+            raise InputError(f"--others {other} holds the target classes themselves; name other data")
+        if other == "digits":
+            images = load_digits(other, path).train_images
+        elif other in NAMES:
+            images = load_part(other, others_path, train=True).images
+        elif path.suffix == ".npz" and path.is_file():
+            images = load_npz("npz", path).train_images
+        elif path.is_dir():
+            images = index_others(path, size=max(image_size), cache_dir=cache_dir)
+        else:
+            raise InputError(f"--others {other} is no npz file, no folder, and none of {', '.join(NAMES)}")
+        sources.append(Source(name, images))
+    return sources
+
+
+def mix(
+    data: Dataset,
+    sources: Sequence[Source],
+    *,
+    target_classes: Sequence[int],
+    mismatch: float,
+    initial_budget: int,
+    seed: int = 0,
+) -> tuple[Dataset, Split]:
+    """Draws the split with the sources' images, all equally likely, in the place of the data set's own other classes.
+
+    The images drawn follow the data set's own train images, in the order of the draw, resized to their shape. Each
+    source is one more class. Of the test images those of target classes are left.
+
+    Args:
+        data: The data set that has the target classes.
+        sources: At least one.
+        target_classes: See make_split, as for the rest.
+        mismatch: Share of the sources' images in the pool.
+        initial_budget: Target images labeled at the start.
+        seed: Of every draw.
+
+    Raises:
+        InputError: See make_split.
+    """
+    own, counts = len(data.train_labels), [len(source.images) for source in sources]
+    number = np.repeat(np.arange(len(sources)), counts)  # which source, for each image that may be drawn
+    split = make_split(
+        np.concatenate([data.train_labels, data.num_classes + number]),
+        data.test_labels,
+        target_classes=target_classes,
+        mismatch=mismatch,
+        initial_budget=initial_budget,
+        seed=seed,
+        others=np.arange(own, own + sum(counts)),
+        content=data.digest,
+    )
+    targets, drawn = split.unlabeled[split.unlabeled < own], split.unlabeled[split.unlabeled >= own] - own
+    images, starts = np.empty((len(drawn), *data.train_images.shape[1:]), dtype=np.uint8), np.cumsum([0, *counts])
+    for which, source in enumerate(sources):
+        chosen = number[drawn] == which
+        images[chosen] = fitted(source.images[drawn[chosen] - starts[which]], data.image_size)
+    names = (data.name, *(source.name for source in sources))
+    paths = data.paths and (*data.paths, *(f"{names[1 + number[i]]}/{i - starts[number[i]]}" for i in drawn))
+    mixed = dataclasses.replace(
+        data,
+        name="+".join(names),
+        train_images=np.concatenate([data.train_images, images]),
+        train_labels=np.concatenate([data.train_labels, data.num_classes + number[drawn]]),
+        test_images=data.test_images[split.test],
+        test_labels=data.test_labels[split.test],
+        num_classes=data.num_classes + len(sources),
+        class_names=(*data.class_names, *names[1:]),
+        paths=paths,
+        sources=names,
+        source_numbers=np.concatenate([np.zeros(own, dtype=np.int64), 1 + number[drawn]]),
+    )
+    content = hashlib.sha256(f"{split.digest} {names[1:]}".encode() + images.tobytes())
+    split = dataclasses.replace(
+        split,
+        unlabeled=np.concatenate([targets, np.arange(own, own + len(drawn))]),
+        test=np.arange(len(split.test)),
+        digest=content.hexdigest(),
+    )
+    log(f"pool of {len(split.unlabeled)} images: {counted(mixed, split.unlabeled)}")
+    return mixed, split
+
+
+def counted(data: Dataset, indices: np.ndarray) -> str:
+    """How many of some train images are from where, for people."""
+    return ", ".join(f"{count} from {name}" for name, count in data.count_by_source(indices).items())
+
+
+def fitted(images: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Brings images to a size: the largest centred part of its shape, resized bilinearly, uint8 (N, H, W, 3)."""
+    height, width = images.shape[1:3]
+    if (height, width) == image_size:
+        return images
+    scale = min(height / image_size[0], width / image_size[1])
+    crop_height, crop_width = image_size[0] * scale, image_size[1] * scale
+    top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    box, size = (left, top, left + crop_width, top + crop_height), (image_size[1], image_size[0])
+    resized = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box=box)) for image in images]
+    return np.stack(resized) if resized else np.empty((0, *image_size, 3), dtype=np.uint8)
