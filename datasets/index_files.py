@@ -142,7 +142,7 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
 
 def _is_name(value: Any) -> bool:
     """A name that is no path and fits into a table."""
-    return is_text(value) and re.fullmatch(r"[\w-][\w.-]{0,99}", value) is not None
+    return is_text(value) and re.fullmatch(r"[\w-][\w.+-]{0,99}", value) is not None
 
 
 def _is_metric(item: tuple[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +37,21 @@ class Source:
 
 
 def source_name(other: str) -> str:
-    """What a source given with --others is called."""
+    """What a source given with --others is called: a name that may be part of a folder's."""
     path = Path(other).expanduser()
-    return other if other in NAMES else path.stem if path.suffix == ".npz" else path.resolve().name
+    name = other if other in NAMES else path.stem if path.suffix == ".npz" else path.resolve().name
+    return re.sub(r"[^\w.-]", "_", name)[:40]
 
 
 def data_name(dataset: str, others: Sequence[str] | None) -> str:
     """What a data set with the images of others is called, such as cifar10+svhn."""
-    return "+".join([dataset, *map(source_name, others or ())])
+    return joined_name([dataset, *map(source_name, others or ())])
+
+
+def joined_name(names: Sequence[str]) -> str:
+    """The names of a data set and its others as one, of 100 characters at most."""
+    name = "+".join(names)
+    return name if len(name) <= 100 else f"{names[0]}+{len(names) - 1}_others"
 
 
 def load_sources(
@@ -137,7 +145,7 @@ def mix(
     paths = data.paths and (*data.paths, *(f"{names[1 + number[i]]}/{i - starts[number[i]]}" for i in drawn))
     mixed = dataclasses.replace(
         data,
-        name="+".join(names),
+        name=joined_name(names),
         train_images=np.concatenate([data.train_images, images]),
         train_labels=np.concatenate([data.train_labels, data.num_classes + number[drawn]]),
         test_images=data.test_images[split.test],

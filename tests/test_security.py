@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import datasets.cifar
+import datasets.torchvision_sets
 from datasets import load_dataset
 from tests.hostile import Payload
 from utils import InputError, atomic_write
@@ -64,7 +64,7 @@ def test_the_scan_finds(source):
 def test_cifar_of_another_checksum_is_not_unpickled(tmp_path, monkeypatch, name, folder):
     """Their batches are pickles: torchvision reads them, once their md5 is that of the makers' files."""
     trace = tmp_path / "executed"
-    source = datasets.cifar.SOURCES[name]
+    source = datasets.torchvision_sets.SOURCES[name]
     (tmp_path / folder).mkdir()
     for file, _ in [*source.train_list, *source.test_list, (source.meta["filename"], None)]:
         (tmp_path / folder / file).write_bytes(pickle.dumps(Payload(trace), 2))
@@ -80,7 +80,7 @@ def test_cifar_of_another_checksum_is_not_unpickled(tmp_path, monkeypatch, name,
 
 def test_a_download_of_another_checksum_is_refused(tmp_path, monkeypatch):
     """torchvision checks the archive before it unpacks it: one at hand with another md5 is not used."""
-    source = datasets.cifar.SOURCES["cifar10"]
+    source = datasets.torchvision_sets.SOURCES["cifar10"]
     archive = tmp_path / source.filename
     archive.write_bytes(b"something else")
     assert hashlib.md5(archive.read_bytes()).hexdigest() != source.tgz_md5

@@ -103,6 +103,12 @@ def test_digest_covers_the_sources(target, others, tmp_path):
     assert len(digests) == 6
 
 
+def test_names_are_fit_for_folders_and_tables():
+    assert data_name("cifar10", None) == "cifar10"
+    assert data_name("cifar10", ["svhn", "some/where/my sky (1).npz", "../été/"]) == "cifar10+svhn+my_sky__1_+été"
+    assert data_name("cifar10", [f"{letter * 40}.npz" for letter in "abc"]) == "cifar10+3_others"
+
+
 @pytest.mark.parametrize(
     ("others", "message"),
     [
