@@ -1,0 +1,69 @@
+"""docs/extending.md: its code runs, and what it adds works like what is there."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import datasets
+import evals.query
+import models
+from datasets.base import UNKNOWN
+from datasets.split import given_split
+from evals.cycles import query_cycles
+from evals.features import FeatureBank
+
+
+@pytest.fixture(scope="module")
+def added(root):
+    """The names that the page's code defines; the tables that it extends are put back afterwards."""
+    text = (root / "docs" / "extending.md").read_text()
+    tables = (evals.query.STRATEGIES, models.BACKBONES, datasets.LOADERS)
+    before = [dict(table) for table in tables]
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "docs/extending.md", "exec"), names)
+    yield names
+    for table, entries in zip(tables, before):
+        table.clear()
+        table.update(entries)
+
+
+def test_the_strategy_queries_the_least_similar_image_of_each_class(added):
+    """Two classes along two axes; of the pool images at 10, 40, 80 and 55 degrees, 40 and 55 are farthest from both."""
+    degrees = np.radians([0, 90, 10, 40, 80, 55])
+    points = torch.tensor(np.stack([np.cos(degrees), np.sin(degrees)], axis=1), dtype=torch.float32)
+    labels = np.array([0, 1, 0, 0, 1, 1])
+    bank = FeatureBank(np.arange(6), points[:, None])
+    known = np.where(np.arange(6) < 2, labels, UNKNOWN)
+    split = given_split(known, labels, num_classes=2, seed=0, content="")
+    cycle = next(
+        query_cycles(
+            split,
+            labels,
+            {"semantic": bank},
+            evals.query.STRATEGIES["farthest"],
+            cycles=1,
+            target=1,
+            k=100,
+            t=0.9,
+            seed=0,
+            device=torch.device("cpu"),
+        )
+    )
+    assert cycle.result.indices.tolist() == [3, 5]
+
+
+def test_the_backbone_encodes(added):
+    encoder = models.build_encoder("mobilenet_v3_small", num_classes=5, shifts=4, seed=0).eval()
+    output = encoder(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert [tuple(part.shape) for part in output] == [(2, 576), (2, 128), (2, 4), (2, 5)]
+    assert 0.5e6 < sum(p.numel() for p in encoder.features.parameters()) < 1.0e6
+
+
+def test_the_data_set_gives_a_split(added):
+    data, split = datasets.load_data_and_split("fake", "", mismatch=0.5, target_classes=["c", "a"], initial_budget=4)
+    assert data.train_images.shape == (150, 32, 32, 3)
+    assert split.target_classes == (2, 0)
+    assert len(split.labeled) == 4
