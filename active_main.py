@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import arguments, checkpoint, distributed
+from common import arguments, checkpoint, distributed, next_steps
 from common.acceleration import Precision
 from common.interruption import Interruption
 from common.lock import folder_lock
@@ -25,7 +25,7 @@ from evals.features import Extraction, FeatureBank
 from evals.index_folder import IndexFolder, check_folder
 from evals.query import STRATEGIES
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
-from utils import InputError, log, require_writable, run_cli, set_seed
+from utils import InputError, finish, log, require_writable, run_cli, set_quiet, set_seed
 
 ROOT = Path(__file__).resolve().parent
 # What index files record of the flags: a query is continued with the same alone.
@@ -47,7 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    set_quiet(args.quiet)
     strategy = STRATEGIES[args.strategy]
     paths = checkpoint_paths(
         strategy.needs, args.load_path, semantic=args.load_semantic_path, distinctive=args.load_feature_path
@@ -149,7 +151,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 serve_stop(interruption, files, lost=features_lost(banks, cache))
         if not len(left.unlabeled):
             log("the pool is empty: every image is labeled or set aside")
-        log(f"wrote {index_path(folder, 0)} and one file per cycle; next: the classifier, train_classifier/main.py")
+        data_flags = arguments.changed_flags(parser, args, next_steps.DATA_GROUPS)
+        cycles = len(files.queried)
+        finish(
+            [index_path(folder, 0), index_path(folder, cycles)],
+            then=next_steps.after_query(folder, data=data_flags, cycles=cycles),
+        )
 
 
 def serve_stop(interruption: Interruption, files: IndexFolder, *, lost: str) -> None:

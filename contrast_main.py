@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common import acceleration, arguments, checkpoint, distributed
+from common import acceleration, arguments, checkpoint, distributed, next_steps
 from common.acceleration import Precision
+from common.experiment import recipe_for
 from datasets import load_data_and_split
 from datasets.mixed import data_name
 from models import build_encoder
@@ -25,14 +26,14 @@ from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from training.engine import Objective, make_forward, probe_accuracy, steps_per_epoch, train_one_epoch
 from training.objectives import DistinctiveObjective, SemanticObjective
 from training.optim import LearningRate, build_optimizer
-from utils import LOG_FILE, InputError, RunLog, log, require_writable, run_cli, set_seed
+from utils import LOG_FILE, InputError, RunLog, finish, log, require_writable, run_cli, set_quiet, set_seed, warn
 
 RESUME_VERSION = 2  # 1: the order of an epoch was drawn on the CPU
 # Arguments that may differ when a run is resumed: none is part of the recipe (another device only rounds differently,
 # and the split's digest says whether images are the same, wherever they lie).
 FREE_ON_RESUME = {
     "cache_dir", "compile", "data_path", "debug", "device", "error_step", "local_rank", "logdir", "no_strict", "others",
-    "others_path", "parallel", "resume_path", "save_step", "suffix",
+    "others_path", "parallel", "quiet", "resume_path", "save_step", "suffix",
 }  # fmt: skip
 
 
@@ -49,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    set_quiet(args.quiet)
     settings = arguments.resolved(args)
     check_mode(args.mode, args.shift_trans_type)
     folder = run_folder(args.logdir, args.resume_path, args.suffix, settings)
@@ -139,7 +142,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             if last or epoch % args.save_step == 0:
                 save_run(folder, encoder, optimizers, settings, epoch=epoch, split_digest=split.digest)
         run_log.close()
-        log(f"wrote {folder / checkpoint.MODEL_FILE} and {folder / checkpoint.RESUME_FILE}")
+        training, query = (
+            arguments.changed_flags(parser, args, groups, but=next_steps.OWN_FLAGS)
+            for groups in (next_steps.TRAINING_GROUPS, next_steps.QUERY_GROUPS)
+        )
+        paper = recipe_for(args.dataset, pool=len(split.unlabeled), classes=len(split.target_classes))
+        then = next_steps.after_training(
+            args.mode,
+            folder,
+            training=training,
+            query=query,
+            shift=args.shift_trans_type,
+            target=paper.target,
+            annotate=split.mismatch is None,
+        )
+        finish([folder / checkpoint.MODEL_FILE, folder / checkpoint.RESUME_FILE], then=then)
 
 
 def check_mode(mode: str, shift: str) -> None:
@@ -295,8 +312,8 @@ def resume(
     if len(content["rng"]) == distributed.world_size():
         checkpoint.restore_rng(content["rng"][distributed.rank()])
     else:
-        log(
-            f"warning: the run had {len(content['rng'])} processes and now has {distributed.world_size()}: the "
+        warn(
+            f"the run had {len(content['rng'])} processes and now has {distributed.world_size()}: the "
             "effective batch is another one, and the result will not equal an uninterrupted run's"
         )
     return content["epoch"]

@@ -31,7 +31,7 @@ import train_classifier.main
 from common import arguments, checkpoint, distributed
 from common.acceleration import Precision
 from common.experiment import SHIFTS, Experiment, Recipe, data_flags, largest_divisor, launcher_command, recipe_for
-from common.record import Record, describe_device, duration, file_digest, finished_epochs, logged_seconds
+from common.record import Record, describe_device, file_digest, finished_epochs, logged_seconds
 from common.schedule import Measured, Sizes, fit_scale
 from datasets import Dataset, Split, load_data_and_split
 from datasets.mixed import data_name
@@ -42,7 +42,7 @@ from evals.summary import read_accuracies, read_run
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from train_classifier.results import read_rows
 from training.engine import steps_per_epoch
-from utils import InputError, int64_digest, log, run_cli
+from utils import InputError, as_a_stage, duration, finish, int64_digest, log, run_cli, set_quiet
 
 ROOT = Path(__file__).resolve().parent
 RECORD_FILE = "reproduce.json"
@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     args = build_parser().parse_args(argv)
+    set_quiet(args.quiet)
     device, processes = choose_processes(args.device, args.batch_size)
     data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
     if not data.has_oracle:
@@ -95,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed=args.seed,
         precision=Precision.resolve(args.precision, device).name,
         processes=processes,
+        quiet=args.quiet,
     )
     sizes = check_experiment(experiment, data, split)
     settings = {
@@ -270,7 +272,7 @@ def seconds_per_classifier(trial: Experiment, labeled: int, *, together: int) ->
 
 def run_command(command: Callable[[Sequence[str]], None], flags: Sequence[str]) -> None:
     """Calls one of the commands and leaves no trace of it in torch."""
-    with leaving_no_trace():
+    with leaving_no_trace(), as_a_stage():
         command(flags)
 
 
@@ -299,7 +301,8 @@ def run_encoder(experiment: Experiment, encoder: str, *, resume: bool, quiet: bo
     if experiment.processes == 1:
         return run_command(contrast_main.main, flags)
     command = launcher_command(ROOT / "contrast_main.py", flags, processes=experiment.processes)
-    status = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None).returncode
+    with as_a_stage():
+        status = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None).returncode
     if status:
         raise InputError(f"the training of the {encoder} encoder ended with status {status}, see above")
 
@@ -395,7 +398,7 @@ def write_results(experiment: Experiment, record: Record, *, full: Recipe, publi
         },
     )
     log("\n".join([title, *notes, outcome.plain_table(cells)]))
-    log(f"table {folder / 'result.csv'}\npage {folder / 'result.md'}\nfigure {folder / 'result.png'}")
+    finish([folder / "result.csv", folder / "result.md", folder / "result.png"])
 
 
 def time_line(record: Record) -> str:

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from common.arguments import Parser, positive_int
 from common.checkpoint import git_commit, versions
+from common.parsing import Parser, positive_int
 from utils import InputError, atomic_write, write_json
 
 MIB = 2**20

@@ -29,7 +29,8 @@ from torch import Tensor
 from active_main import default_batch
 from benchmarks import harness, plain
 from common.acceleration import FP32, Precision
-from common.arguments import MODELS, Parser, positive_int
+from common.arguments import MODELS
+from common.parsing import Parser, positive_int
 from datasets.split import make_split
 from evals.cycles import query_cycles
 from evals.features import QUERY, Extraction, FeatureBank, extract_features

@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import harness, plain
 from common import acceleration
 from common.acceleration import Precision
-from common.arguments import MODELS, Parser, positive_int
+from common.arguments import MODELS
+from common.parsing import Parser, positive_int
 from models import build_encoder
 from models.counter_random import make_keys, uniform
 from models.transform_layers import CROP_ATTEMPTS, Augmentation

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils import InputError, log
+from utils import InputError, warn
 
 # What a processor calls its instructions for bfloat16 products (x86 AVX-512 and AMX, and Arm's).
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
@@ -132,7 +132,7 @@ def compile_step(
     if failure is None:
         return run
     torch.compiler.reset()
-    log(f"warning: torch.compile failed ({failure}); training goes on without it, with the same result")
+    warn(f"torch.compile failed ({failure}); training goes on without it, with the same result")
     return step
 
 

@@ -7,14 +7,13 @@ accepted here and nowhere else: past the parser there is one name for each thing
 from __future__ import annotations
 
 import argparse
-import math
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from utils import wait_for_the_first_process
+from common.parsing import Parser as Parser  # the commands take it from here
+from common.parsing import natural, number, positive, positive_int, seed_number
 
 DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "digits", "npz", "folder")
 IMAGENET_STEM_FROM = 128  # pixels; from there on its last stage sees 4x4 positions, as the CIFAR stem's does at 32
@@ -28,56 +27,6 @@ MODE_SPELLINGS = {
     "distinctive": "distinctive",
     "feature": "distinctive",
 }
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows each default, but not that of a switch, nor of a flag whose help says what happens without it."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, "") else super()._get_help_string(action)
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one line."""
-
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            wait_for_the_first_process()
-            raise SystemExit(2)
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
-
-
-def number(
-    kind: type, low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
-) -> Callable:
-    """An argparse type: a finite number of ``kind`` within the bounds, which count unless open."""
-    bounds = f"{'above' if open_low else 'at least'} {low}"
-    if high < math.inf:
-        bounds += f" and {'below' if open_high else 'at most'} {high}"
-    what = "a whole number" if kind is int else "a number"
-
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-            finite = math.isfinite(value)
-        except (ValueError, OverflowError):  # an int of 400 digits has no float
-            raise argparse.ArgumentTypeError(f"must be {what} {bounds}, got {text!r}") from None
-        too_low = value <= low if open_low else value < low
-        too_high = value >= high if open_high else value > high
-        if not finite or too_low or too_high:
-            raise argparse.ArgumentTypeError(f"must be {what} {bounds}, got {text}")
-        return value
-
-    return parse
-
-
-positive_int = number(int, 1)
-natural = number(int, 0)
-positive = number(float, 0, open_low=True)
-seed_number = number(int, 0, 2**63 - 1)
 
 
 def _mode(text: str) -> str:
@@ -154,7 +103,7 @@ def add_process_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("process")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     group.add_argument("--seed", type=seed_number, default=0, help="seed of everything but the split")
-    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_output_args(group)
     group.add_argument(
         "--local_rank", "--local-rank", type=int, default=0, help="passed by launchers; the environment decides"
     )
@@ -169,6 +118,12 @@ def add_resume_args(parser: argparse.ArgumentParser) -> None:
         help="auto: continue what stopped in this folder, with the result of a run without a stop; a fresh start where "
         "there is nothing to continue",
     )
+
+
+def add_output_args(group: argparse._ArgumentGroup) -> None:
+    """What a command says."""
+    group.add_argument("--quiet", action="store_true", help="print warnings, errors and the files written, no more")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def add_limit_args(parser: argparse.ArgumentParser) -> None:
@@ -387,7 +342,7 @@ def add_summary_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--random_dir", metavar="DIR", help="index files of --strategy random, to compare with")
     group.add_argument("--results", metavar="FILE", help="the classifier's results.csv")
     group.add_argument("--out_path", metavar="DIR", help="where summary.csv and summary.png go (default: --index_dir)")
-    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_output_args(group)
 
 
 def add_reproduce_args(parser: argparse.ArgumentParser) -> None:
@@ -454,6 +409,26 @@ def resolved(args: argparse.Namespace) -> dict[str, Any]:
     if "model" in values:
         values["model"] = backbone(args.model, args.image_size)
     return values
+
+
+def changed_flags(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, groups: Sequence[str], *, but: Sequence[str] = ()
+) -> list[str]:
+    """The flags of some groups, by title, whose values are not the defaults: words that another command takes.
+
+    Flags named in ``but`` stay out.
+    """
+    words = []
+    for action in [
+        action for group in parser._action_groups if group.title in groups for action in group._group_actions
+    ]:
+        value = getattr(args, action.dest)
+        if value == action.default or action.dest in but:
+            continue
+        words.append(action.option_strings[0])
+        if action.nargs != 0:
+            words += [str(item) for item in (value if isinstance(value, list) else [value])]
+    return words
 
 
 def split_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import nn
 
 from common.safe_checkpoint import Refused, check_checkpoint
 from common.safe_files import SMALL_JSON, check_fields, is_text
-from utils import InputError, atomic_write, log, read_json, write_json
+from utils import InputError, atomic_write, read_json, warn, write_json
 
 MODEL_FILE = "last.model"
 RESUME_FILE = "last.ckpt"
@@ -92,7 +92,7 @@ def load_weights(path: Path, encoder: nn.Module, *, strict: bool = True) -> None
             "(--model, --simclr_dim, --shift_trans_type, --dataset)"
         )
     if problems:
-        log(f"warning: {path}: {'; '.join(problems)}; left as initialised (--no_strict)")
+        warn(f"{path}: {'; '.join(problems)}; left as initialised (--no_strict)")
     encoder.load_state_dict(
         {key: value for key, value in state.items() if key in own and key not in wrong_shape}, strict=False
     )
@@ -153,7 +153,7 @@ def check_run(model_path: Path, *, split_digest: str, expected: dict[str, Any]) 
     """
     args_path = Path(model_path).parent / ARGS_FILE
     if not args_path.is_file():
-        log(f"warning: {model_path} has no {ARGS_FILE} beside it: its split and settings cannot be checked")
+        warn(f"{model_path} has no {ARGS_FILE} beside it: its split and settings cannot be checked")
         return
     record = read_json(args_path, limit=SMALL_JSON)
     remedy = "restore it, or remove it to load unchecked"

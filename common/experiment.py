@@ -96,6 +96,7 @@ class Experiment:
         seed: --seed.
         precision: --precision.
         processes: That train an encoder.
+        quiet: --quiet.
     """
 
     folder: Path
@@ -106,6 +107,7 @@ class Experiment:
     seed: int
     precision: str
     processes: int
+    quiet: bool = False
 
     def model_path(self, encoder: str) -> Path:
         """Where an encoder's weights are."""
@@ -167,7 +169,7 @@ class Experiment:
         ]
 
     def _process(self) -> list[str]:
-        return _words(device=self.device, seed=self.seed)
+        return [*_words(device=self.device, seed=self.seed), *(["--quiet"] if self.quiet else [])]
 
 
 def data_flags(dataset: str, data_path: str | Path, **flags: Any) -> tuple[str, ...]:

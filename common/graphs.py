@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils import log
+from utils import warn
 
 WARM_UP = 3  # runs before the recording, in which libraries choose kernels and allocate what they keep
 
@@ -76,7 +76,7 @@ class GraphedStep:
             except RuntimeError as error:
                 self._enabled = False
                 reason = str(error).partition("\n")[0]
-                log(f"warning: the step could not be recorded as a CUDA graph ({reason}); going on, slower, without")
+                warn(f"the step could not be recorded as a CUDA graph ({reason}); going on, slower, without")
             finally:
                 state.restore()
         return buffers, functools.partial(self._step, *buffers)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common import distributed
-from utils import InputError, log
+from utils import InputError, warn
 
 LOCK_FILE = ".lock"
 HELD = {errno.EAGAIN, errno.EACCES}
@@ -72,7 +72,7 @@ def _take(path: Path) -> int | None:
                     f"{path.parent} is in use by {_describe(holder)}; wait for it or stop it, or give another folder"
                 ) from None
             if error.errno in UNSUPPORTED:
-                log(f"warning: {path.parent} cannot be locked ({error.strerror}): start no second run in it")
+                warn(f"{path.parent} cannot be locked ({error.strerror}): start no second run in it")
                 with contextlib.suppress(OSError):
                     os.unlink(path)
                 return None

@@ -15,7 +15,7 @@ import torch
 
 from common.checkpoint import MODEL_FILE, RESUME_FILE, git_commit, load, versions
 from common.safe_files import SMALL_JSON, check_fields, is_number, is_text
-from utils import LOG_FILE, InputError, log, read_json, require_writable, write_json
+from utils import LOG_FILE, InputError, duration, log, read_json, require_writable, write_json
 
 FORMAT_VERSION = 1
 
@@ -131,11 +131,6 @@ class Record:
         }
         write_json(self._path, self.content)
         log(f"{name}: done in {duration(seconds)}")
-
-
-def duration(seconds: float) -> str:
-    """In seconds, or in minutes where they are two or more."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
 def describe_device(name: str, processes: int = 1) -> str:

@@ -21,7 +21,7 @@ from datasets import image_cache
 from datasets.base import UNKNOWN, Dataset, shown
 from datasets.folder_walk import CACHE_FOLDER, Found, Skipped, walk
 from datasets.image_cache import Entry, Index
-from utils import InputError, log, require_writable
+from utils import InputError, log, require_writable, warn
 
 DEFAULT_SIZE = 32
 
@@ -253,10 +253,10 @@ def check_parts(
     others = ", ".join(f"{totals[part]} {part}" for part in form.parts[1:])
     log(f"{root}: {totals[first]} {first} images of {len(class_names)} class(es) ({classes}), {others}")
     if form.pool and len(class_names) == 1:
-        log(f"warning: labeled/ has one class only ({shown(class_names[0])}): the classifier needs two")
+        warn(f"labeled/ has one class only ({shown(class_names[0])}): the classifier needs two")
     for label in class_names if form.pool else ():
         if counts["labeled", label] == 1:
-            log(f"warning: labeled/{shown(label)} has one image only: the distinctive score needs two")
+            warn(f"labeled/{shown(label)} has one image only: the distinctive score needs two")
     nested = sorted({label for part, label in places if label and part == first and _is_nested(root / part / label)})
     if nested:
         log(f"folders within {first}/{shown(nested[0])}/ count as that class")

@@ -25,7 +25,7 @@ import numpy as np
 from common.interruption import Interruption
 from datasets.folder_walk import Found, Skipped
 from datasets.pictures import CHANGED, Unusable, read_picture, strict_and_quiet
-from utils import InputError, Interrupted, atomic_write, log, progress, read_json
+from utils import InputError, Interrupted, atomic_write, log, progress, read_json, warn
 
 FORMAT_VERSION = 1
 IMAGES, MANIFEST, REPORT, LOCK = "images.npy", "manifest.json", "report.csv", "lock"
@@ -141,7 +141,7 @@ def _known(folder: Path, size: int) -> dict[str, Entry]:
         assert content["format_version"] == FORMAT_VERSION and content["image_size"] == size
         assert images.shape == (len(rows), size, size, 3) and images.dtype == np.uint8 and rows == [*range(len(rows))]
     except Exception as error:  # a damaged file can raise anything; what it says is not needed, only its images
-        log(f"warning: {folder} is damaged ({type(error).__name__}) or of another version: the images are read again")
+        warn(f"{folder} is damaged ({type(error).__name__}) or of another version: the images are read again")
         return {}
     return entries
 

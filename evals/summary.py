@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common import arguments, plots
 from datasets.index_files import IndexFile, index_path, read_index_file
-from utils import InputError, atomic_write, int64_digest, log, run_cli
+from utils import InputError, atomic_write, finish, int64_digest, log, run_cli, set_quiet
 
 CLASSIFIER_SETTINGS = ("dataset", "mismatch", "recipe", "epochs", "batch_size", "lr")
 
@@ -53,6 +53,7 @@ def build_parser() -> arguments.Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    set_quiet(args.quiet)
     queried = read_run(Path(args.index_dir))
     random = read_run(Path(args.random_dir)) if args.random_dir else []
     if random and random[0].split_digest != queried[0].split_digest:
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         },
         accuracy=[(row.labeled, row.accuracy, row.deviation) for row in rows if row.accuracy is not None],
     )
-    log(f"table {table}\nfigure {figure}")
+    finish([table, figure])
 
 
 def read_run(folder: Path) -> list[IndexFile]:

@@ -74,6 +74,7 @@ def test_importing_seeds_nothing_and_opens_no_window(root: Path) -> None:
     import sys
 
     code = (
+        "import rich.style;"  # it draws one number when it is imported, which is before set_seed
         "import random, sys; random.seed(1); expected = random.Random(1).random();"
         "import torch; torch.manual_seed(1); state = torch.get_rng_state();"
         "import contrast_main, active_main, train_classifier.main, evals.summary, reproduce;"

@@ -23,16 +23,22 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: Python has put this folder on the path, and the imports start at the root
     sys.path.insert(0, str(ROOT))
 
-from common import distributed  # noqa: E402
+from common import distributed, next_steps  # noqa: E402
 from common.acceleration import keep_freed_memory  # noqa: E402
-from common.arguments import Parser, add_classifier_args, add_data_args, add_process_args, split_settings  # noqa: E402
+from common.arguments import (  # noqa: E402
+    Parser,
+    add_classifier_args,
+    add_data_args,
+    add_process_args,
+    split_settings,
+)
 from common.plots import plot_accuracy  # noqa: E402
 from datasets import Dataset, Split, load_data_and_split  # noqa: E402
 from datasets.index_files import default_index_dir, index_path, read_index_file  # noqa: E402
 from train_classifier.engine import LabeledImages, Settings, train_together  # noqa: E402
 from train_classifier.network import build_network  # noqa: E402
 from train_classifier.results import Row, append_row, find_row, format_table, read_rows, summarize  # noqa: E402
-from utils import InputError, int64_digest, log, require_writable, run_cli  # noqa: E402
+from utils import InputError, finish, int64_digest, log, require_writable, run_cli, set_quiet  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     args = build_parser().parse_args(argv)
+    set_quiet(args.quiet)
     device = choose_device(args.device, cuda=args.cuda)
     if device is None:
         return
@@ -104,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     shown = cycles + other_cycles(index_dir, range(args.split + 1), beside=cycles, data=data, split=split)
     report(shown, seeds=seeds, settings=settings, results=results, figure=figure)
+    finish([results, figure], then=next_steps.after_classifier(index_dir, results))
 
 
 def choose_device(device: str, *, cuda: bool) -> torch.device | None:
@@ -269,7 +277,7 @@ def log_row(row: Row, source: str) -> None:
 
 
 def report(cycles: Sequence[Cycle], *, seeds: Sequence[int], settings: Settings, results: Path, figure: Path) -> None:
-    """Prints the table of the cycles that have runs, draws their curve and says where the files are."""
+    """Prints the table of the cycles that have runs and draws their curve."""
     rows = read_rows(results)
     summaries = []
     for cycle in sorted(cycles, key=lambda cycle: cycle.columns["cycle"]):
@@ -282,7 +290,6 @@ def report(cycles: Sequence[Cycle], *, seeds: Sequence[int], settings: Settings,
     names = cycles[0].columns
     curve = f"{names['dataset']}, {mismatch_text(names['mismatch'])}, {names['strategy']}, recipe {settings.recipe}"
     plot_accuracy(figure, {curve: points})
-    log(f"wrote {results} and {figure}")
 
 
 if __name__ == "__main__":

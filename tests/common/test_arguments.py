@@ -9,7 +9,6 @@ import pytest
 
 from common import arguments
 from common.arguments import (
-    Parser,
     add_augmentation_args,
     add_classifier_args,
     add_contrast_args,
@@ -18,9 +17,9 @@ from common.arguments import (
     add_process_args,
     add_query_args,
     add_summary_args,
-    number,
     resolved,
 )
+from common.parsing import Parser, number
 from evals.banks import CPU_BATCH
 
 GROUPS = {
