@@ -13,7 +13,7 @@ from datasets.base import Dataset
 from datasets.index_files import IndexFile, index_path, numbered_files, read_index_file, write_index_file
 from datasets.split import Split
 from evals.cycles import Cycle
-from utils import InputError, log, read_json, remove_leftovers
+from utils import InputError, read_json, remove_leftovers, warn
 
 # Flags behind what the index files record under another name; the others are flags' own names.
 FLAGS = {
@@ -63,7 +63,7 @@ class IndexFolder:
             after = self._after(split, content) if content else None
             if after is None:
                 state = "is damaged" if number in found else "is missing"
-                log(f"warning: {path} {state}: the query goes on from there, and writes it again")
+                warn(f"{path} {state}: the query goes on from there, and writes it again")
                 break
             split, self._kept = after, True
             if number:
