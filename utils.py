@@ -275,7 +275,8 @@ def warn(message: str) -> None:
 
 def finish(wrote: Sequence[str | os.PathLike], *, then: str = "") -> None:
     """A command's last words: the files that it wrote, under --quiet, too, and the command to run next."""
-    log(f"wrote {', '.join(str(path) for path in wrote)}", always=True)
+    *others, last = map(str, wrote)
+    log(f"wrote {', '.join(others)} and {last}" if others else f"wrote {last}", always=True)
     if then and WITHIN not in os.environ:
         log(f"next: {then}")
 

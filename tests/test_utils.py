@@ -376,7 +376,7 @@ def test_quiet_leaves_warnings_and_what_was_written(quiet, capsys, monkeypatch):
     assert list(progress(range(2), description="nor this")) == [0, 1]
     utils.warn("this")
     utils.finish(["a", "b"], then="nor this")
-    assert capsys.readouterr().out == "warning: this\nwrote a, b\n"
+    assert capsys.readouterr().out == "warning: this\nwrote a and b\n"
 
 
 def test_a_stage_of_a_larger_command_proposes_nothing(capsys):
