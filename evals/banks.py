@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from common import checkpoint, distributed
+from common.interruption import never_stop
 from common.record import file_digest
 from evals import feature_cache
-from evals.features import Extraction, FeatureBank, extract_features, never_stop
+from evals.features import Extraction, FeatureBank, extract_features
 from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS
 from utils import log, require_writable

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from common import distributed
+from common.interruption import never_stop
 from common.safe_files import SMALL_JSON
 from evals.features import (
     Extraction,
@@ -28,7 +29,6 @@ from evals.features import (
     MappedFeatures,
     extract_features,
     feature_blocks,
-    never_stop,
     require_finite,
 )
 from utils import InputError, current_umask, int64_digest, naming_file, read_json, write_json

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from common import distributed
 from common.acceleration import FP32, Precision
+from common.interruption import never_stop
 from models.counter_random import make_keys
 from models.transform_layers import Augmentation, shift_images
 from utils import InputError, progress
@@ -129,10 +130,6 @@ class Extraction:
     seed: int
     batch_size: int
     precision: Precision = FP32
-
-
-def never_stop() -> None:
-    """Stands where nobody can ask for a stop."""
 
 
 def extract_features(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.graphs import GraphedStep, fork_join, make_streams
+from common.interruption import never_stop
 from models.transform_layers import horizontal_flip
 from utils import Diverged, InputError, progress
 
@@ -78,13 +79,26 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 def train(
     network: nn.Module, data: LabeledImages, test: LabeledImages, *, seed: int, settings: Settings
 ) -> list[float]:
-    """train_together for one network: returns its test accuracy after each epoch, in percent."""
-    return train_together([network], data, test, seeds=[seed], settings=settings)[0]
+    """train_together for one network: returns its test accuracy after each epoch, in percent.
+
+    Raises:
+        Diverged: The loss is not finite.
+    """
+    [outcome] = train_together([network], data, test, seeds=[seed], settings=settings)
+    if isinstance(outcome, Diverged):
+        raise outcome
+    return outcome
 
 
 def train_together(
-    networks: Sequence[nn.Module], data: LabeledImages, test: LabeledImages, *, seeds: Sequence[int], settings: Settings
-) -> list[list[float]]:
+    networks: Sequence[nn.Module],
+    data: LabeledImages,
+    test: LabeledImages,
+    *,
+    seeds: Sequence[int],
+    settings: Settings,
+    check: Callable[[], None] = never_stop,
+) -> list[list[float] | Diverged]:
     """Trains one network per seed in place, all in step, and returns their test accuracies.
 
     Each network ends as it would alone: on a CPU to the bit, on a GPU to rounding. On a GPU a step of all networks is
@@ -96,17 +110,19 @@ def train_together(
         test: What the accuracy is measured on.
         seeds: Seed of the orders and the flips of each network.
         settings: The recipe and its numbers.
+        check: Called before each step and batch of test images; an exception that it raises ends the training.
 
     Returns:
-        Accuracy after each epoch in percent, one list per network.
+        Accuracy after each epoch in percent, one list per network; for a network whose loss was not finite what to
+        raise for it, in place of the list: the others go on without it.
 
     Raises:
-        Diverged: The loss of a network is not finite; all stop.
         InputError: There are too few images.
     """
     step = make_training_step(networks, data, lr=settings.lr)
     count = make_counting_step(networks, data.labels.device)
-    accuracies = []
+    accuracies: list[list[float]] = []
+    failures: dict[int, Diverged] = {}
     # Some of the GPU's convolutions add up in varying order; without them a seed repeats to the bit.
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         epochs, names = range(1, settings.epochs + 1), ", ".join(map(str, seeds))
@@ -116,10 +132,14 @@ def train_together(
             for network in networks:
                 # The network has no dropout, so eval mode freezes BatchNorm's statistics and nothing else.
                 network.train(not repeats)
-            losses = train_one_epoch(step, orders, flips, batch_size=settings.batch_size, device=data.labels.device)
-            _check_finite(losses, seeds=seeds, epoch=epoch, lr=settings.lr)
-            accuracies.append(evaluate(count, networks, test))
-    return [list(of_seed) for of_seed in zip(*accuracies)]
+            losses = train_one_epoch(
+                step, orders, flips, batch_size=settings.batch_size, device=data.labels.device, check=check
+            )
+            failures = _diverged(losses, seeds=seeds, epoch=epoch, lr=settings.lr) | failures
+            if len(failures) == len(networks):
+                break
+            accuracies.append(evaluate(count, networks, test, check=check))
+    return [failures.get(place) or [reached[place] for reached in accuracies] for place in range(len(networks))]
 
 
 def draw_epoch(seeds: Sequence[int], *, epoch: int, count: int) -> tuple[Tensor, Tensor]:
@@ -161,7 +181,13 @@ def _train_on_batch(
 
 
 def train_one_epoch(
-    step: GraphedStep, orders: Tensor, flips: Tensor, *, batch_size: int, device: torch.device
+    step: GraphedStep,
+    orders: Tensor,
+    flips: Tensor,
+    *,
+    batch_size: int,
+    device: torch.device,
+    check: Callable[[], None] = never_stop,
 ) -> Tensor:
     """One pass over the images in the given orders, in the mode (train or eval) in which the networks are.
 
@@ -174,6 +200,7 @@ def train_one_epoch(
         flips: bool, (S, N).
         batch_size: Images per network and step.
         device: Where the step runs.
+        check: Called before each step.
 
     Returns:
         Mean cross-entropy of each step's batch, per network: float64, (steps, S), on the CPU.
@@ -186,19 +213,24 @@ def train_one_epoch(
     if not starts:
         raise InputError(f"training needs two images or more in a batch; got {count} images in batches of {batch_size}")
     orders, flips = orders.to(device), flips.to(device)
-    losses = [step(orders[:, start : start + batch_size], flips[:, start : start + batch_size]) for start in starts]
+    losses = []
+    for start in starts:
+        check()
+        losses.append(step(orders[:, start : start + batch_size], flips[:, start : start + batch_size]))
     # Read once per epoch: a look at every step would make the GPU wait for the host.
     return torch.stack(losses).double().cpu()
 
 
-def _check_finite(losses: Tensor, *, seeds: Sequence[int], epoch: int, lr: float) -> None:
-    bad = torch.nonzero(~torch.isfinite(losses)).tolist()
-    if bad:
-        step, place = bad[0]
-        raise Diverged(
+def _diverged(losses: Tensor, *, seeds: Sequence[int], epoch: int, lr: float) -> dict[int, Diverged]:
+    """By network what to raise for it, for those whose losses, (steps, S), are not all finite."""
+    failures: dict[int, Diverged] = {}
+    for step, place in torch.nonzero(~torch.isfinite(losses)).tolist():
+        error = Diverged(
             f"seed {seeds[place]}: the loss became {float(losses[step, place])} in epoch {epoch}, step {step + 1}, "
             f"at learning rate {lr:g}; lower --lr"
         )
+        failures.setdefault(place, error)
+    return failures
 
 
 def make_counting_step(networks: Sequence[nn.Module], device: torch.device) -> GraphedStep:
@@ -218,16 +250,21 @@ def _count_correct(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor
     return (network(inputs).argmax(1) == labels).sum()
 
 
-def evaluate(count: GraphedStep, networks: Sequence[nn.Module], test: LabeledImages) -> list[float]:
+def evaluate(
+    count: GraphedStep, networks: Sequence[nn.Module], test: LabeledImages, *, check: Callable[[], None] = never_stop
+) -> list[float]:
     """Each network's accuracy on the test images in percent; leaves the networks in eval mode.
 
     Args:
         count: make_counting_step of these networks.
         networks: S of them.
         test: What the accuracy is measured on.
+        check: Called before each batch.
     """
     for network in networks:
         network.eval()
-    batches = zip(test.images.split(EVALUATION_BATCH), test.labels.split(EVALUATION_BATCH), strict=True)
-    correct = torch.stack([count(images, labels) for images, labels in batches]).sum(0)
-    return [100 * number / len(test.labels) for number in correct.tolist()]
+    correct = []
+    for batch in zip(test.images.split(EVALUATION_BATCH), test.labels.split(EVALUATION_BATCH), strict=True):
+        check()
+        correct.append(count(*batch))
+    return [100 * number / len(test.labels) for number in torch.stack(correct).sum(0).tolist()]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,29 @@ from common.arguments import (  # noqa: E402
     Parser,
     add_classifier_args,
     add_data_args,
+    add_limit_args,
     add_process_args,
     split_settings,
 )
+from common.interruption import Interruption  # noqa: E402
+from common.lock import folder_lock  # noqa: E402
 from common.plots import plot_accuracy  # noqa: E402
 from datasets import Dataset, Split, load_data_and_split  # noqa: E402
 from datasets.index_files import default_index_dir, index_path, read_index_file  # noqa: E402
 from train_classifier.engine import LabeledImages, Settings, train_together  # noqa: E402
 from train_classifier.network import build_network  # noqa: E402
 from train_classifier.results import Row, append_row, find_row, format_table, read_rows, summarize  # noqa: E402
-from utils import InputError, finish, int64_digest, log, require_writable, run_cli, set_quiet  # noqa: E402
+from utils import (  # noqa: E402
+    Diverged,
+    InputError,
+    finish,
+    int64_digest,
+    log,
+    remove_leftovers,
+    require_writable,
+    run_cli,
+    set_quiet,
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_data_args(parser)
     add_classifier_args(parser)
     add_process_args(parser)
+    add_limit_args(parser)
     return parser
 
 
@@ -69,49 +84,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     args = build_parser().parse_args(argv)
     set_quiet(args.quiet)
-    device = choose_device(args.device, cuda=args.cuda)
-    if device is None:
-        return
-    data, split = load_data_and_split(args.dataset, args.data_path, **split_settings(args))
-    if len(split.target_classes) < 2:
-        raise InputError(f"--target_classes {split.target_classes[0]}: a classifier needs at least two classes")
-    if not len(split.test):
-        raise InputError(
-            f"{args.data_path} has no test images, on which the accuracy is measured: put some of each class into "
-            "test/<class>/"
+    with Interruption(max_minutes=args.max_minutes) as interruption, contextlib.ExitStack() as locks:
+        device = choose_device(args.device, cuda=args.cuda)
+        if device is None:
+            return
+        data, split = load_data_and_split(args.dataset, args.data_path, **split_settings(args))
+        if len(split.target_classes) < 2:
+            raise InputError(f"--target_classes {split.target_classes[0]}: a classifier needs at least two classes")
+        if not len(split.test):
+            raise InputError(
+                f"{args.data_path} has no test images, on which the accuracy is measured: put some of each class into "
+                "test/<class>/"
+            )
+        index_dir, out_dir = folders(
+            args.index_dir, args.out_path, dataset=data.name, mismatch=split.mismatch, strategy=args.strategy
         )
-    index_dir, out_dir = folders(
-        args.index_dir, args.out_path, dataset=data.name, mismatch=split.mismatch, strategy=args.strategy
-    )
-    numbers = range(args.split + 1) if args.number is None else [args.number]
-    cycles = read_cycles(index_dir, numbers, data=data, split=split)
-    settings = Settings(recipe=args.recipe, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr)
-    seeds = range(args.seed, args.seed + args.runs)
-    together = args.seeds_together or (len(seeds) if device.type == "cuda" else 1)
-    results, figure = out_dir / "results.csv", out_dir / "accuracy.png"
-    require_writable(out_dir, "--out_path")
-    read_rows(results)  # a damaged file is reported before the training, not after it
-    out_dir.mkdir(parents=True, exist_ok=True)
-    keep_freed_memory()
-    log(
-        f"{data.name}, {mismatch_text(split.mismatch)}: {len(cycles)} cycle(s) of {index_dir}, {args.runs} seed(s) "
-        f"each, {min(together, args.runs)} at a time, recipe {args.recipe}, {args.epochs} epoch(s), "
-        f"{len(split.test)} test images, on {device}"
-    )
-    test = LabeledImages.from_numpy(*test_set(data, split), device)
-    for cycle in cycles:
-        train_cycle(
-            cycle,
-            test,
-            num_classes=len(split.target_classes),
-            seeds=seeds,
-            together=together,
-            settings=settings,
-            results=results,
+        numbers = range(args.split + 1) if args.number is None else [args.number]
+        cycles = read_cycles(index_dir, numbers, data=data, split=split)
+        settings = Settings(recipe=args.recipe, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr)
+        seeds = range(args.seed, args.seed + args.runs)
+        together = args.seeds_together or (len(seeds) if device.type == "cuda" else 1)
+        results, figure = out_dir / "results.csv", out_dir / "accuracy.png"
+        require_writable(out_dir, "--out_path")
+        locks.enter_context(folder_lock(out_dir))
+        read_rows(results)  # a damaged file is reported before the training, not after it
+        for path in (results, figure):
+            remove_leftovers(out_dir, path.name)
+        keep_freed_memory()
+        log(
+            f"{data.name}, {mismatch_text(split.mismatch)}: {len(cycles)} cycle(s) of {index_dir}, {args.runs} "
+            f"seed(s) each, {min(together, args.runs)} at a time, recipe {args.recipe}, {args.epochs} epoch(s), "
+            f"{len(split.test)} test images, on {device}"
         )
-    shown = cycles + other_cycles(index_dir, range(args.split + 1), beside=cycles, data=data, split=split)
-    report(shown, seeds=seeds, settings=settings, results=results, figure=figure)
-    finish([results, figure], then=next_steps.after_classifier(index_dir, results))
+        test = LabeledImages.from_numpy(*test_set(data, split), device)
+        for cycle in cycles:
+            train_cycle(
+                cycle,
+                test,
+                num_classes=len(split.target_classes),
+                seeds=seeds,
+                together=together,
+                settings=settings,
+                results=results,
+                check=functools.partial(serve_stop, interruption, results),
+            )
+        shown = cycles + other_cycles(index_dir, range(args.split + 1), beside=cycles, data=data, split=split)
+        report(shown, seeds=seeds, settings=settings, results=results, figure=figure)
+        finish([results, figure], then=next_steps.after_classifier(index_dir, results))
 
 
 def choose_device(device: str, *, cuda: bool) -> torch.device | None:
@@ -229,6 +248,18 @@ def other_cycles(
     return [cycle for cycle in cycles if cycle.columns["strategy"] == beside[0].columns["strategy"]]
 
 
+def serve_stop(interruption: Interruption, results: Path, lost: str) -> None:
+    """Stops here if a signal or the time limit asks for it.
+
+    Raises:
+        Interrupted: It does; the message says what is on disk and what is ``lost``.
+    """
+    if interruption.due():
+        raise interruption.stop(
+            f"finished classifiers are in {results}; what was trained of {lost} is lost; the same command continues"
+        )
+
+
 def train_cycle(
     cycle: Cycle,
     test: LabeledImages,
@@ -238,6 +269,7 @@ def train_cycle(
     together: int,
     settings: Settings,
     results: Path,
+    check: Callable[[str], None],
 ) -> None:
     """Trains one classifier per seed on one cycle and adds each to results.csv; those that stand there are kept.
 
@@ -249,6 +281,10 @@ def train_cycle(
         together: How many of them are trained in step; an interruption loses them all.
         settings: How they are trained.
         results: results.csv.
+        check: Called before each step with the name of what would be lost if it ended the training.
+
+    Raises:
+        Diverged: The loss of a seed is not finite; the others of its group have been added.
     """
     data = LabeledImages.from_numpy(cycle.images, cycle.classes, test.labels.device)
     columns = {**cycle.columns, **dataclasses.asdict(settings)}
@@ -260,12 +296,20 @@ def train_cycle(
         group = missing[start : start + together]
         begin = time.perf_counter()
         networks = [build_network(num_classes, seed=seed).to(test.labels.device) for seed in group]
-        accuracies = train_together(networks, data, test, seeds=group, settings=settings)
+        name = f"cycle {cycle.columns['cycle']}, seed {', '.join(map(str, group))}"
+        outcomes = train_together(
+            networks, data, test, seeds=group, settings=settings, check=functools.partial(check, name)
+        )
         seconds = round((time.perf_counter() - begin) / len(group), 3)
-        for seed, reached in zip(group, accuracies, strict=True):
+        for seed, reached in zip(group, outcomes, strict=True):
+            if isinstance(reached, Diverged):
+                continue
             row = Row(**columns, seed=seed, accuracy=reached[-1], best_epoch_accuracy=max(reached), seconds=seconds)
             append_row(results, row)
             log_row(row, f"{seconds:.1f} s" + (f" (of {len(group)} together)" if len(group) > 1 else ""))
+        for failure in outcomes:
+            if isinstance(failure, Diverged):
+                raise failure
 
 
 def log_row(row: Row, source: str) -> None:

@@ -265,9 +265,39 @@ def test_a_loss_that_is_not_finite_stops_with_seed_epoch_step_and_rate():
         train(build_network(2, seed=0), data, data, seed=3, settings=make_settings(lr=1e30))
 
 
-def test_the_seed_that_diverged_is_named():
-    networks, data = [build_network(2, seed=0) for _ in range(3)], make_images(12)
+def test_a_seed_that_diverges_is_named_and_stops_no_other():
+    data, settings = make_images(12), make_settings(epochs=2)
+    alone = [train(build_network(2, seed=0), data, data, seed=seed, settings=settings) for seed in (7, 9)]
+    networks = [build_network(2, seed=0) for _ in range(3)]
     with torch.no_grad():
         networks[1].fc.bias[0] = float("nan")
-    with pytest.raises(Diverged, match="seed 8: the loss became nan in epoch 1, step 1, at learning rate 0.0005"):
-        train_together(networks, data, data, seeds=[7, 8, 9], settings=make_settings())
+    outcomes = train_together(networks, data, data, seeds=[7, 8, 9], settings=settings)
+    assert [outcomes[0], outcomes[2]] == alone
+    assert isinstance(outcomes[1], Diverged)
+    assert str(outcomes[1]) == ("seed 8: the loss became nan in epoch 1, step 1, at learning rate 0.0005; lower --lr")
+
+
+def test_training_ends_when_every_seed_has_diverged():
+    networks, data, epochs = [build_network(2, seed=0) for _ in range(2)], make_images(12), []
+    with torch.no_grad():
+        for network in networks:
+            network.fc.bias[0] = float("nan")
+    networks[0].register_forward_pre_hook(lambda *_: epochs.append(1))
+    outcomes = train_together(networks, data, data, seeds=[7, 8], settings=make_settings(epochs=5))
+    assert [str(outcome)[:6] for outcome in outcomes] == ["seed 7", "seed 8"]
+    assert len(epochs) == 3  # one epoch of three steps, and no evaluation
+
+
+def test_a_stop_is_asked_for_before_each_step_and_test_batch(monkeypatch):
+    monkeypatch.setattr(engine, "EVALUATION_BATCH", 5)
+    asked, data = [], make_images(12)
+    train_together(
+        [build_network(2, seed=0)], data, data, seeds=[0], settings=make_settings(), check=lambda: asked.append(1)
+    )
+    assert len(asked) == 3 + 3
+
+    def stop():
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        train_together([build_network(2, seed=0)], data, data, seeds=[0], settings=make_settings(), check=stop)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 
+from common.lock import folder_lock
 from datasets import Split, load_data_and_split
 from datasets.index_files import IndexFile, default_index_dir, index_path, write_index_file
+from train_classifier import engine
 from train_classifier import main as command
 from train_classifier.main import ROOT, build_parser, folders, main
 from train_classifier.results import COLUMNS, Row, append_row, format_table, read_rows, summarize
-from utils import int64_digest, run_cli
+from utils import Diverged, int64_digest, run_cli
 
 
 @dataclasses.dataclass
@@ -83,7 +87,7 @@ def never_trains(monkeypatch) -> None:
 
 @pytest.fixture
 def trains_at_once(monkeypatch) -> None:
-    def train(networks, data, test, *, seeds, settings):
+    def train(networks, data, test, *, seeds, settings, check):
         return [[60.0 + seed, 50.0 + seed] for seed in seeds]
 
     monkeypatch.setattr(command, "train_together", train)
@@ -122,7 +126,7 @@ def test_all_cycles_and_seeds_in_order(place, capfd):
 def test_class_numbers_are_places_among_the_target_classes(place, monkeypatch):
     seen = {}
 
-    def note(networks, data, test, *, seeds, settings):
+    def note(networks, data, test, *, seeds, settings, check):
         seen.update(train=data.labels.tolist(), test=test.labels.tolist(), outputs=networks[0].fc.out_features)
         return [[50.0] for _ in seeds]
 
@@ -166,7 +170,7 @@ def test_seeds_trained_together_give_the_same_rows(place, capfd, together):
 def test_only_missing_seeds_are_trained_together(place, monkeypatch):
     groups = []
 
-    def note(networks, data, test, *, seeds, settings):
+    def note(networks, data, test, *, seeds, settings, check):
         groups.append(list(seeds))
         return [[50.0] for _ in seeds]
 
@@ -328,3 +332,101 @@ def test_both_ways_of_launching(place, way):
 def test_a_file_that_is_no_index_file(place, capfd, never_trains):
     index_path(place.indices, 0).write_text(json.dumps({"format_version": 1}))
     assert f"{index_path(place.indices, 0)}: wrong fields" in refused(place, capfd)
+
+
+# Stopped and continued
+
+
+STOPS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
+
+
+def stop_at_step(monkeypatch, number: signal.Signals, step: int) -> None:
+    """Sends this process a signal before a training step, counted over the whole command."""
+    seen, train = [], engine._train_on_batch
+
+    def train_on_batch(*arguments):
+        seen.append(1)
+        if len(seen) == step:
+            signal.raise_signal(number)
+        return train(*arguments)
+
+    monkeypatch.setattr(engine, "_train_on_batch", train_on_batch)
+
+
+@pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
+def test_a_signal_loses_the_classifier_in_training_alone(place, monkeypatch, capfd, number):
+    main(place.words())
+    alone = without_seconds(place)
+    (place.out / "results.csv").unlink()
+    capfd.readouterr()
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, number, 6)  # 6 and 9 images in batches of 4: 2 + 2 steps of cycle 0, then the first of 1
+        assert run_cli(main, place.words()) == STOPS[number]
+    [line] = capfd.readouterr().err.splitlines()[-1:]
+    assert f": stopped by {number.name}: finished classifiers are in {place.out / 'results.csv'}; " in line
+    assert line.endswith("what was trained of cycle 1, seed 0 is lost; the same command continues")
+    assert without_seconds(place) == alone[:2]
+    assert run_cli(main, place.words()) == 0
+    assert without_seconds(place) == alone
+    assert capfd.readouterr().out.count("kept from results.csv") == 2
+
+
+def test_a_group_of_seeds_is_lost_together_and_continued(place, monkeypatch, capfd):
+    main(place.words())
+    alone = without_seconds(place)
+    (place.out / "results.csv").unlink()
+    words = place.words("--seeds_together", "2")
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, signal.SIGTERM, 6)
+        assert run_cli(main, words) == 143
+    assert "cycle 1, seed 0, 1 is lost" in capfd.readouterr().err
+    assert without_seconds(place) == alone[:2]
+    main(words)
+    assert without_seconds(place) == alone
+
+
+def test_the_time_limit_ends_the_classifier_with_status_0(place, capfd):
+    assert run_cli(main, place.words("--max_minutes", "1e-6")) == 0
+    assert "stopped by --max_minutes 1e-06" in capfd.readouterr().err
+    assert not place.out.exists()
+
+
+def test_a_second_classifier_on_one_folder_names_the_first(place, capfd, never_trains):
+    with folder_lock(place.out):
+        line = refused(place, capfd)
+    assert f"{place.out} is in use by process {os.getpid()} on " in line
+
+
+def test_what_kills_left_goes(place, trains_at_once):
+    main(place.words("--number", "0"))
+    for name in (".results.csv.abcdefgh.tmp", ".accuracy.png.abcdefgh.tmp", ".notes.tmp"):
+        (place.out / name).write_text("half")
+    main(place.words("--number", "0"))
+    assert sorted(path.name for path in place.out.iterdir()) == [".notes.tmp", "accuracy.png", "results.csv"]
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_an_end_while_results_are_written_keeps_the_rows_before(place, monkeypatch, capfd, trains_at_once, function):
+    main(place.words("--number", "0"))
+    before = (place.out / "results.csv").read_bytes()
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, refuse)
+        assert run_cli(main, place.words("--number", "1")) == 3
+    assert f"No space left on device: {place.out / 'results.csv'}" in capfd.readouterr().err
+    assert (place.out / "results.csv").read_bytes() == before
+    main(place.words("--number", "1"))
+    assert (place.out / "results.csv").read_bytes().startswith(before)
+
+
+def test_seeds_beside_one_that_diverges_are_kept(place, monkeypatch, capfd):
+    def train(networks, data, test, *, seeds, settings, check):
+        return [Diverged(f"seed {seed}: the loss became nan") if seed == 1 else [60.0 + seed] for seed in seeds]
+
+    monkeypatch.setattr(command, "train_together", train)
+    line = refused(place, capfd, "--runs", "3", "--seeds_together", "3")
+    assert line.endswith("seed 1: the loss became nan")
+    assert [(row["cycle"], row["seed"]) for row in table(place)] == [("0", "0"), ("0", "2")]
