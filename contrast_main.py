@@ -13,28 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from common import acceleration, arguments, checkpoint, distributed, next_steps
 from common.acceleration import Precision
 from common.experiment import recipe_for
+from common.interruption import Interruption
+from common.lock import folder_lock
 from datasets import load_data_and_split
-from datasets.mixed import data_name
 from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from training.engine import Objective, make_forward, probe_accuracy, steps_per_epoch, train_one_epoch
 from training.objectives import DistinctiveObjective, SemanticObjective
 from training.optim import LearningRate, build_optimizer
-from utils import LOG_FILE, InputError, RunLog, finish, log, require_writable, run_cli, set_quiet, set_seed, warn
-
-RESUME_VERSION = 2  # 1: the order of an epoch was drawn on the CPU
-# Arguments that may differ when a run is resumed: none is part of the recipe (another device only rounds differently,
-# and the split's digest says whether images are the same, wherever they lie).
-FREE_ON_RESUME = {
-    "cache_dir", "compile", "data_path", "debug", "device", "error_step", "local_rank", "logdir", "no_strict", "others",
-    "others_path", "parallel", "quiet", "resume_path", "save_step", "suffix",
-}  # fmt: skip
+from training.run import Run, find_run, run_folder
+from utils import InputError, RunLog, finish, log, run_cli, set_quiet, set_seed
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_encoder_args(parser)
     arguments.add_augmentation_args(parser)
     arguments.add_process_args(parser)
+    arguments.add_limit_args(parser)
     arguments.add_precision_args(parser)
     return parser
 
@@ -56,7 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = arguments.resolved(args)
     check_mode(args.mode, args.shift_trans_type)
     folder = run_folder(args.logdir, args.resume_path, args.suffix, settings)
-    with distributed.session(args.device) as device:
+    with (
+        Interruption(max_minutes=args.max_minutes) as interruption,
+        distributed.session(args.device) as device,
+        folder_lock(folder),
+    ):
+        continued = find_run(folder, resume=bool(args.resume_path) or args.resume == "auto")
         set_seed(args.seed)
         acceleration.keep_freed_memory()
         precision = Precision.resolve(args.precision, device)
@@ -97,24 +96,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             optimizer, optimizer_name=args.optimizer, kind=args.lr_scheduler, epochs=args.epochs, warmup=args.warmup
         )
 
-        done = 0
-        if args.resume_path:
-            done = resume(
-                folder,
-                encoder,
-                optimizers,
-                settings,
-                split_digest=split.digest,
-                strict=not args.no_strict,
-                device=device,
-            )
-            learning_rate.set(last_position(done, steps))
-            if distributed.is_main():  # a kill between the two files of a save leaves an older last.model, or none
-                checkpoint.save(folder / checkpoint.MODEL_FILE, encoder.state_dict())
+        run = Run(folder, encoder, optimizers, settings, split_digest=split.digest, interruption=interruption)
+        if continued:
+            run.resume(strict=not args.no_strict, device=device)
+            if (position := run.position(steps)) is not None:
+                learning_rate.set(position)
         distributed.barrier()  # every process has looked at the folder before the first one writes into it
-        if distributed.is_main() and not args.resume_path:
-            checkpoint.write_args(folder, settings, split_digest=split.digest, processes=distributed.world_size())
-        announce(settings, count=len(indices), steps=steps, device=device, folder=folder, done=done)
+        if distributed.is_main():
+            if continued:  # a kill between the two files of a save leaves an older last.model, or none
+                run.save_model()
+            else:
+                checkpoint.write_args(folder, settings, split_digest=split.digest, processes=distributed.world_size())
+        announce(settings, count=len(indices), steps=steps, device=device, folder=folder, run=run)
+        run.rehearse_saving()
 
         compiled_for = None
         if compiled:
@@ -122,25 +116,33 @@ def main(argv: Sequence[str] | None = None) -> None:
             encoder.train()
             compiled_for = indices[: args.batch_size]
         forward = make_forward(model, objective, images, labels, compiled_for=compiled_for)
-        run_log = RunLog(folder, enabled=distributed.is_main(), done=done)
-        for epoch in range(done + 1, args.epochs + 1):
-            stats = train_one_epoch(
-                model,
-                forward,
-                indices,
-                optimizers=optimizers,
-                learning_rate=learning_rate,
-                batch_size=args.batch_size,
-                epoch=epoch,
-                seed=args.seed,
-            )
+        run_log = RunLog(folder, enabled=distributed.is_main(), done=run.epoch)
+        for epoch in range(run.epoch + 1, args.epochs + 1):
+            with run.naming_its_checkpoint():
+                stats = train_one_epoch(
+                    model,
+                    forward,
+                    indices,
+                    optimizers=optimizers,
+                    learning_rate=learning_rate,
+                    batch_size=args.batch_size,
+                    epoch=epoch,
+                    seed=args.seed,
+                    gathered=run.gathered,
+                    stop=interruption.agreed,
+                )
+            if stats is None:
+                run.save_and_stop()
             last = epoch == args.epochs
             if distributed.is_main() and len(test_labels) and (last or epoch % args.error_step == 0):
                 stats["test_probe_accuracy"] = probe_accuracy(encoder, test_images, test_labels, precision=precision)
             run_log.write(epoch, stats)
             log(epoch_line(epoch, args.epochs, stats))
+            run.finish_epoch()
             if last or epoch % args.save_step == 0:
-                save_run(folder, encoder, optimizers, settings, epoch=epoch, split_digest=split.digest)
+                run.save()
+            if not last and interruption.agreed():
+                run.save_and_stop()
         run_log.close()
         training, query = (
             arguments.changed_flags(parser, args, groups, but=next_steps.OWN_FLAGS)
@@ -186,42 +188,6 @@ def check_negatives(mode: str, batch: int) -> None:
         raise InputError("--batch_size 1 with one process leaves SimCLR no negatives; give at least 2")
 
 
-def run_folder(logdir: str | None, resume_path: str | None, suffix: str, settings: dict[str, Any]) -> Path:
-    """The run's folder, to be made by the first file in it; a folder that holds another run is refused.
-
-    Raises:
-        InputError: The folder cannot be written, or holds a run and none is to be resumed, or the run to resume is not
-            there.
-    """
-    if resume_path:
-        folder = Path(resume_path)
-        if suffix or (logdir and Path(logdir).resolve() != folder.resolve()):
-            raise InputError("--resume_path continues a run in its own folder: leave --logdir and --suffix out")
-        if not (folder / checkpoint.RESUME_FILE).is_file():
-            raise InputError(f"--resume_path {folder} holds no {checkpoint.RESUME_FILE}; name the folder of a run")
-        return folder
-    name = "_".join(str(settings[key]) for key in ("mismatch", "model", "mode", "shift_trans_type"))
-    name = f"{data_name(settings['dataset'], settings['others'])}_{name}"
-    name += f"_seed{settings['seed']}"
-    folder = Path(logdir) if logdir else Path("logs") / name
-    if suffix:
-        if Path(suffix).name != suffix or not folder.name:
-            raise InputError(f"--suffix {suffix} must be part of a folder's name, and --logdir must name a folder")
-        folder = folder.with_name(f"{folder.name}_{suffix}")
-    if any((folder / file).exists() for file in (checkpoint.RESUME_FILE, checkpoint.MODEL_FILE)):
-        raise InputError(
-            f"{folder} already holds a run: continue it with --resume_path {folder}, or give another --logdir or "
-            "--suffix"
-        )
-    if any((folder / file).exists() for file in (checkpoint.ARGS_FILE, LOG_FILE)):
-        raise InputError(
-            f"{folder} holds a run that ended before its first checkpoint: remove the folder, or give another --logdir "
-            "or --suffix"
-        )
-    require_writable(folder, "--logdir")
-    return folder
-
-
 def to_device(images: np.ndarray, labels: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """(N, H, W, 3) and (N,) arrays to uint8 (N, 3, H, W) and int64 (N,) tensors on the device."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).to(device)
@@ -244,90 +210,13 @@ def build_objective(
     )
 
 
-def last_position(epoch: int, steps: int) -> float:
-    """The fractional epoch at the last update of an epoch."""
-    return epoch - 1 + (steps - 1) / steps
-
-
-def save_run(
-    folder: Path,
-    encoder: nn.Module,
-    optimizers: tuple[Optimizer, ...],
-    settings: dict[str, Any],
-    *,
-    epoch: int,
-    split_digest: str,
-) -> None:
-    """Writes last.ckpt and last.model from the first process; every process hands in its random state."""
-    rng = distributed.gather_objects(checkpoint.rng_state())
-    if distributed.is_main():
-        content = {
-            "format_version": RESUME_VERSION,
-            "epoch": epoch,
-            "model": encoder.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "rng": rng,
-            "arguments": settings,
-            "split_digest": split_digest,
-        }
-        checkpoint.save(folder / checkpoint.RESUME_FILE, content)
-        checkpoint.save(folder / checkpoint.MODEL_FILE, encoder.state_dict())
-
-
-def resume(
-    folder: Path,
-    encoder: nn.Module,
-    optimizers: tuple[Optimizer, ...],
-    settings: dict[str, Any],
-    *,
-    split_digest: str,
-    strict: bool,
-    device: torch.device,
-) -> int:
-    """Puts a run back to where its last.ckpt left it and returns the number of finished epochs.
-
-    Raises:
-        InputError: The file is damaged, or from a run with other settings or another split.
-    """
-    path = folder / checkpoint.RESUME_FILE
-    content = checkpoint.load(path, device)
-    if not isinstance(content, dict) or content.get("format_version") != RESUME_VERSION:
-        raise InputError(f"{path} is no resume checkpoint of format version {RESUME_VERSION}; start a new run")
-    if content["split_digest"] != split_digest:
-        raise InputError(f"{path} belongs to another split; give the data and split flags of that run")
-    saved = content["arguments"]
-    changed = [
-        f"--{name} was {saved.get(name)}, is {value}"
-        for name, value in settings.items()
-        if name not in FREE_ON_RESUME and saved.get(name) != value
-    ]
-    if changed:
-        raise InputError(f"{path} was trained with other flags ({'; '.join(changed)}); give the same to continue it")
-    try:
-        encoder.load_state_dict(content["model"], strict=strict)
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit this encoder ({str(error).splitlines()[-1].strip()[:200]})") from None
-    for optimizer, state in zip(optimizers, content["optimizers"]):
-        optimizer.load_state_dict(state)
-    if len(content["rng"]) == distributed.world_size():
-        checkpoint.restore_rng(content["rng"][distributed.rank()])
-    else:
-        warn(
-            f"the run had {len(content['rng'])} processes and now has {distributed.world_size()}: the "
-            "effective batch is another one, and the result will not equal an uninterrupted run's"
-        )
-    return content["epoch"]
-
-
-def announce(
-    settings: dict[str, Any], *, count: int, steps: int, device: torch.device, folder: Path, done: int
-) -> None:
+def announce(settings: dict[str, Any], *, count: int, steps: int, device: torch.device, folder: Path, run: Run) -> None:
     """Says what is about to run: images, effective batch, learning rate, processes and where the results go."""
     processes = distributed.world_size()
     batch = settings["batch_size"] * processes
     log(
         f"{settings['mode']} encoder {settings['model']} on {settings['dataset']}: {count} images, {steps} steps per "
-        f"epoch, epochs {done + 1} to {settings['epochs']}, {processes} process(es) on {device.type}, "
+        f"epoch, epochs {run.epoch + 1} to {settings['epochs']}, {processes} process(es) on {device.type}, "
         f"{settings['precision']}"
     )
     if settings["dataset"] == "folder":
@@ -341,7 +230,7 @@ def announce(
             "on the CPU each process keeps its own BatchNorm statistics (torch has no SyncBatchNorm there): it "
             "normalises by its own batch, and the first process's running statistics are saved"
         )
-    log(f"run folder {folder}")
+    log(f"run folder {folder}" + (f", continued from {run.place}" if run.position(steps) is not None else ""))
 
 
 def epoch_line(epoch: int, epochs: int, stats: dict[str, float]) -> str:

@@ -151,7 +151,8 @@ def naming_file(path: str | os.PathLike) -> Iterator[None]:
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Opens a temporary file beside ``path`` and renames it to ``path`` once it is written and flushed to disk.
 
-    A reader sees the old file or the new one, never a half of it; on an error the old file stays.
+    A reader sees the old file or the new one, never a half of it; on an error, which names the file, the old file
+    stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +169,17 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Has a renamed file's new name survive a power failure."""
+    with contextlib.suppress(OSError):  # not every file system can
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove_leftovers(folder: str | os.PathLike, pattern: str) -> None:
@@ -404,7 +416,7 @@ class RunLog:
         """Appends the line {"epoch": epoch, **values} and adds each value as a scalar at that epoch."""
         if self._writer is None:
             return
-        with open(self._path, "a") as file:
+        with naming_file(self._path), open(self._path, "a") as file:
             file.write(json.dumps({"epoch": epoch, **values}) + "\n")
         for name, value in values.items():
             self._writer.add_scalar(name, value, epoch)

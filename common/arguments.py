@@ -204,7 +204,15 @@ def add_contrast_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--logdir", help="folder of the run (default: logs/ and a name made of the settings)")
     group.add_argument("--suffix", default="", help="appended to the folder's name")
-    group.add_argument("--resume_path", metavar="DIR", help="folder of an unfinished run to continue exactly")
+    group.add_argument(
+        "--resume",
+        choices=("never", "auto"),
+        default="never",
+        help="auto: continue exactly the run that the folder holds, or start it where there is none",
+    )
+    group.add_argument(
+        "--resume_path", metavar="DIR", help="folder of an unfinished run to continue exactly; it must be there"
+    )
     group.add_argument(
         "--save_step", type=positive_int, default=10, metavar="EPOCHS", help="epochs between checkpoints"
     )

@@ -1,15 +1,20 @@
 """Checkpoints: written beside and renamed, read without executing pickles.
 
-A run's folder holds last.model (a bare state_dict), last.ckpt (all that a resume needs) and args.json (settings,
-versions, git commit, split digest).
+A run's folder holds last.model (a bare state_dict), last.ckpt (all that a resume needs), last.prev.ckpt (the last.ckpt
+before) and args.json (settings, versions, git commit, split digest). last.ckpt is sealed: its first line is the SHA-256
+of the rest, which is what torch.save writes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
+import os
 import platform
 import random
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +29,136 @@ from utils import InputError, atomic_write, read_json, warn, write_json
 
 MODEL_FILE = "last.model"
 RESUME_FILE = "last.ckpt"
+PREVIOUS_FILE = "last.prev.ckpt"
 ARGS_FILE = "args.json"
 ARGS_VERSION = 1
 # Heads that the original's and CSI's files carry and that nothing uses.
 IGNORED_PREFIXES = ("joint_distribution_layer.", "shift_dis.")
 KEYS_SHOWN = 6
+SEAL = b"CCAL checkpoint, SHA-256 of what follows this line: "
+
+
+class Damaged(InputError):
+    """A checkpoint cannot be read.
+
+    Attributes:
+        reason: In a few words.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"checkpoint {path} is damaged or no checkpoint ({reason}); train or copy it again")
+        self.reason = reason
 
 
 def save(path: Path, content: Any) -> None:
     """Writes tensors and plain values with torch.save, atomically."""
+    payload = _serialised(content)
+    with atomic_write(path) as file:
+        file.write(payload)
+
+
+def save_sealed(path: Path, content: Any, *, previous: Path | None = None) -> None:
+    """Writes like ``save``, behind a checksum.
+
+    Args:
+        path: The file.
+        content: Tensors and plain values.
+        previous: Name under which the file that the new one replaces is kept. At every moment one of the two names
+            has a whole file.
+    """
+    payload = _serialised(content)
+    with atomic_write(path) as file:
+        file.write(SEAL + hashlib.sha256(payload).hexdigest().encode() + b"\n")
+        file.write(payload)
+        if previous is not None and path.exists():
+            file.flush()
+            os.fsync(file.fileno())  # the old file gives way to one that is whole
+            _rename_to(path, previous)
+
+
+def _serialised(content: Any) -> memoryview:
     buffer = io.BytesIO()
     torch.save(content, buffer)  # straight into a file, a full disk would come out as a RuntimeError of torch's
-    with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+    return buffer.getbuffer()
+
+
+def _rename_to(path: Path, previous: Path) -> None:
+    """Gives a file another name; it keeps the old one, too, where the file system can have that."""
+    scratch = previous.with_name(f".{previous.name}.link.tmp")
+    try:
+        scratch.unlink(missing_ok=True)
+        os.link(path, scratch)
+        os.replace(scratch, previous)
+    except OSError:
+        os.replace(path, previous)
+    with contextlib.suppress(OSError):
+        scratch.unlink(missing_ok=True)  # it is still there where both names were one file's before
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Any:
-    """Reads what ``save`` wrote; nothing in the file is executed (weights_only).
+    """Reads what ``save`` or ``save_sealed`` wrote; nothing in the file is executed (weights_only).
 
     Raises:
-        InputError: The file is missing, truncated, no checkpoint, or claims sizes that it does not have.
+        InputError: The file is missing, or claims sizes that it does not have; or ``Damaged``, where it is truncated,
+            changed or no checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist; train it with contrast_main.py or name another")
+    file, sealed = io.BytesIO(path.read_bytes()), _is_sealed(path)
+    try:
+        if sealed:
+            seal, payload = file.readline(), file.read()
+            if seal != SEAL + hashlib.sha256(payload).hexdigest().encode() + b"\n":
+                raise Refused("its checksum does not fit")
+            file = io.BytesIO(payload)
+        check_checkpoint(file, path)
+        file.seek(0)
+        if not sealed and zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():
+            raise Refused("a checksum in it does not fit")
+        file.seek(0)
+        return torch.load(file, map_location=device, weights_only=True)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # bytes that merely look like a pickle raise nearly anything
+        raise Damaged(path, str(error) if isinstance(error, Refused) else type(error).__name__) from None
+
+
+def _is_sealed(path: Path) -> bool:
     with open(path, "rb") as file:
+        return file.read(len(SEAL)) == SEAL
+
+
+def load_last(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, Any]:
+    """Reads a run's last.ckpt or, where that is damaged or missing, last.prev.ckpt, with a warning.
+
+    Returns:
+        The path of what was read, and its content.
+
+    Raises:
+        InputError: None of the two can be read.
+    """
+    last, previous = Path(folder) / RESUME_FILE, Path(folder) / PREVIOUS_FILE
+    problems = {}
+    for path in (last, previous):
         try:
-            check_checkpoint(file, path)
-            file.seek(0)
-            return torch.load(file, map_location=device, weights_only=True)
-        except (InputError, MemoryError):
-            raise
-        except Exception as error:  # bytes that merely look like a pickle raise nearly anything
-            reason = str(error) if isinstance(error, Refused) else type(error).__name__
-            raise InputError(
-                f"checkpoint {path} is damaged or no checkpoint ({reason}); train or copy it again"
-            ) from None
+            content = load(path, device) if path.is_file() else None
+        except InputError as damage:
+            problems[path] = str(damage)
+            if isinstance(damage, Damaged):
+                problems[path] = f"{path} is damaged or no checkpoint ({damage.reason})"
+            continue
+        if content is None:
+            problems[path] = f"{path} is not there"
+            continue
+        if path == previous:
+            warn(f"{problems[last]}; the one before it, {previous}, is used")
+        elif not _is_sealed(path):
+            warn(f"{path} has no checksum, as earlier versions of this code wrote it: damage would go unseen")
+        return path, content
+    raise InputError(
+        f"{' and '.join(problems.values())}: copy one of them from elsewhere, or remove the folder to start anew"
+    )
 
 
 def load_weights(path: Path, encoder: nn.Module, *, strict: bool = True) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
 import time
 from types import FrameType, TracebackType
+from typing import Any, ClassVar
 
 from common import distributed
 from utils import Interrupted
@@ -29,39 +31,52 @@ class Interruption:
                 save()
                 raise interruption.stop("continue with --resume auto")
 
-    A second SIGINT or SIGTERM, more than two seconds after the first, ends the command at once. Handlers are those
-    from before once the block is left; a request that it has not served goes on to an Interruption around it. Off
-    the main thread, where Python takes no handlers, only the time limit works.
+    The time limit counts as reached when what comes before the next question (the longest time between two questions
+    so far) and the ``margin`` would no longer fit. A second SIGINT or SIGTERM, more than two seconds after the first,
+    ends the command at once. Handlers are those from before once the block is left. Within another Interruption's
+    block the other's time limit and request count, too, and it takes over a request that is not served here. Off the
+    main thread, where Python takes no handlers, only the time limit works.
 
     Attributes:
-        margin: Seconds before the time limit at which it counts as reached: what saving may take.
+        margin: Seconds that saving takes.
 
     Args:
         max_minutes: Time limit, from now; None for none.
     """
 
+    _innermost: ClassVar[Interruption | None] = None
+
     def __init__(self, *, max_minutes: float | None = None) -> None:
         self.margin = 0.0
         self._max_minutes = max_minutes
-        self._start = time.monotonic()
+        self._deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self._last_question: float | None = None
+        self._longest = 0.0  # seconds between two questions
         self._asked = 0  # position of the signal's name in REASONS
         self._since = 0.0
         self._agreed = 0
-        self._previous: dict[int, object] = {}
+        self._outer: Interruption | None = None
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                self._previous[number] = signal.signal(number, self._note) or signal.SIG_DFL
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if outer := Interruption._innermost:
+            self._outer, self._asked, self._since = outer, outer._asked, outer._since
+            if outer._deadline < self._deadline:
+                self._deadline, self._max_minutes = outer._deadline, outer._max_minutes
+        Interruption._innermost = self
+        for number in SIGNALS:
+            self._handlers[number] = signal.signal(number, self._note) or signal.SIG_DFL
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._previous.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if self._asked and not isinstance(error, Interrupted):
-            number = signal.Signals[REASONS[self._asked]]
-            if isinstance(getattr(self._previous[number], "__self__", None), Interruption):
-                self._previous[number](number, None)
+        if self._handlers:
+            Interruption._innermost = self._outer
+        if self._outer and not isinstance(error, Interrupted):
+            self._outer._asked, self._outer._since = self._asked, self._since
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now, name = time.monotonic(), signal.Signals(number).name
@@ -79,15 +94,18 @@ class Interruption:
     @property
     def limited(self) -> bool:
         """Whether there is a time limit, for which the margin matters."""
-        return self._max_minutes is not None
+        return self._deadline < math.inf
 
     def due(self) -> bool:
         """Whether this process was asked to stop."""
         return self._own() > 0
 
     def _own(self) -> int:
-        over = self.limited and time.monotonic() - self._start >= 60 * self._max_minutes - self.margin
-        return max(self._asked, int(over))
+        now = time.monotonic()
+        if self._last_question is not None:
+            self._longest = max(self._longest, now - self._last_question)
+        self._last_question = now
+        return max(self._asked, int(now + self._longest + self.margin >= self._deadline))
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop, with the same answer at all of them, which must all ask.

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from common.checkpoint import MODEL_FILE, RESUME_FILE, git_commit, load, versions
+from common.checkpoint import MODEL_FILE, PREVIOUS_FILE, RESUME_FILE, git_commit, load, load_last, versions
 from common.safe_files import SMALL_JSON, check_fields, is_number, is_text
 from utils import LOG_FILE, InputError, duration, log, read_json, require_writable, write_json
 
@@ -158,10 +158,10 @@ def finished_epochs(folder: Path) -> tuple[int, bool]:
     Raises:
         InputError: A file is damaged.
     """
-    path, model = folder / RESUME_FILE, folder / MODEL_FILE
-    if not path.is_file():
+    model = folder / MODEL_FILE
+    if not any((folder / name).is_file() for name in (RESUME_FILE, PREVIOUS_FILE)):
         return 0, False
-    content = load(path)
+    _, content = load_last(folder)
     if not model.is_file():
         return content["epoch"], False
     weights = load(model)

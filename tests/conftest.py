@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,3 +52,43 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 train and 20 test images of 8 x 8 pixels, 4 classes."""
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    generator = np.random.default_rng(0)
+    np.savez(
+        path,
+        train_images=generator.integers(0, 256, (64, 8, 8, 3), dtype=np.uint8),
+        train_labels=np.arange(64) % 4,
+        test_images=generator.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8),
+        test_labels=np.arange(20) % 4,
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def flags(tiny_data: Path) -> Callable[..., list[str]]:
+    """The words of a training run, settings over the defaults of tests/runs.py: flags(epochs=2, logdir=folder)."""
+    from tests.runs import run_flags
+
+    return functools.partial(run_flags, tiny_data)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, flags: Callable[..., list[str]]) -> Callable[..., Path]:
+    """Folders of uninterrupted runs of 4 epochs, trained once per mode and settings."""
+    import contrast_main
+
+    runs: dict[tuple, Path] = {}
+
+    def folder(mode: str, **settings: object) -> Path:
+        key = (mode, *settings.items())
+        if key not in runs:
+            runs[key] = tmp_path_factory.mktemp("whole") / "run"
+            contrast_main.main(flags(mode, logdir=runs[key], **settings))
+        return runs[key]
+
+    return folder

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -16,14 +15,8 @@ import torch
 import contrast_main
 from common import checkpoint
 from common.acceleration import Precision
+from tests.runs import CLOCK, COUNT, MODES, assert_same_run, environment, equal, launch, log_lines, without_clock
 from utils import InputError, run_cli
-
-MODES = {
-    "semantic": ["--mode", "semantic"],
-    "distinctive": ["--mode", "distinctive", "--shift_trans_type", "rotation"],
-}
-COUNT = 50  # training images: 6 labeled, 26 more targets and ceil(0.4 * 26 / 0.6) others
-CLOCK = ("seconds", "images_per_second")
 
 # Stops by SIGKILL in the middle of an epoch, after the epochs before it were written to the log.
 KILLED = """
@@ -43,101 +36,6 @@ def train_until_killed(model, objective, *rest, epoch, **settings):
 contrast_main.train_one_epoch = train_until_killed
 contrast_main.main(sys.argv[1:])
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums in one order everywhere, here and in the processes started below."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """64 train and 20 test images of 8 x 8 pixels, 4 classes."""
-    path = tmp_path_factory.mktemp("data") / "tiny.npz"
-    generator = np.random.default_rng(0)
-    np.savez(
-        path,
-        train_images=generator.integers(0, 256, (64, 8, 8, 3), dtype=np.uint8),
-        train_labels=np.arange(64) % 4,
-        test_images=generator.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8),
-        test_labels=np.arange(20) % 4,
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def flags(data):
-    """The words of a run, settings over these defaults: flags(epochs=2, logdir=folder)."""
-
-    def words(mode="semantic", *more, **settings):
-        given = {
-            "dataset": "npz", "data_path": data, "target_classes": "0 1", "initial_budget": 6, "mismatch": 0.4,
-            "model": "resnet8", "simclr_dim": 16, "batch_size": 16, "epochs": 4, "warmup": 1, "save_step": 2,
-            "error_step": 3, "device": "cpu", **settings,
-        }  # fmt: skip
-        pairs = [["--" + name, *str(value).split()] for name, value in given.items()]
-        return [*MODES[mode], *(word for pair in pairs for word in pair), *more]
-
-    return words
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, flags):
-    """Folders of uninterrupted runs of 4 epochs, trained once per mode and settings."""
-    runs = {}
-
-    def folder(mode, **settings):
-        key = (mode, *settings.items())
-        if key not in runs:
-            runs[key] = tmp_path_factory.mktemp("whole") / "run"
-            contrast_main.main(flags(mode, logdir=runs[key], **settings))
-        return runs[key]
-
-    return folder
-
-
-def environment(root, **more):
-    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    return {**kept, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **more}
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def log_lines(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def without_clock(lines):
-    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
-
-
-def equal(one, other):
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
-
-
-def assert_same_run(folder, reference):
-    """Weights, optimizers, random states and every logged value but the clock's are the same bit for bit."""
-    assert equal(checkpoint.load(folder / "last.model"), checkpoint.load(reference / "last.model"))
-    one, other = (checkpoint.load(run / "last.ckpt") for run in (folder, reference))
-    assert one["epoch"] == other["epoch"]
-    for key in ("model", "optimizers", "rng"):
-        assert equal(one[key], other[key]), key
-    assert [line["epoch"] for line in log_lines(folder)] == list(range(1, one["epoch"] + 1))
-    assert without_clock(log_lines(folder)) == without_clock(log_lines(reference))
 
 
 class Stop(Exception):
@@ -308,7 +206,8 @@ def test_mode_and_shift_must_belong_together(words, message, tmp_path):
 def test_a_folder_that_holds_a_run_is_refused(kept, finished, flags):
     (finished / ({"last.ckpt", "last.model"} - {kept}).pop()).unlink()
     before = (finished / kept).read_bytes()
-    with pytest.raises(InputError, match="already holds a run: continue it with --resume_path .*run, or"):
+    found = {"last.ckpt": "a run: continue it with --resume auto, or", "last.model": r"a last\.model and no last\.ckpt"}
+    with pytest.raises(InputError, match=f"already holds {found[kept]}"):
         contrast_main.main(flags("semantic", logdir=finished))
     assert (finished / kept).read_bytes() == before
 
@@ -319,7 +218,7 @@ def test_a_run_without_a_checkpoint_is_not_overwritten(kept, finished, flags):
         (finished / name).unlink(missing_ok=True)
     before = b"what an earlier run wrote"
     (finished / kept).write_bytes(before)
-    with pytest.raises(InputError, match="ended before its first checkpoint: remove the folder, or give another"):
+    with pytest.raises(InputError, match="ended before its first checkpoint: start it again with --resume auto, or"):
         contrast_main.main(flags("semantic", logdir=finished))
     assert (finished / kept).read_bytes() == before
 
@@ -363,10 +262,12 @@ def test_resume_path_must_hold_a_run_and_stands_for_logdir(finished, tmp_path, f
 def test_a_damaged_or_foreign_checkpoint_is_refused(finished, flags):
     resume_file = finished / "last.ckpt"
     resume_file.write_bytes(resume_file.read_bytes()[:1000])
-    with pytest.raises(InputError, match="damaged or no checkpoint"):
+    with pytest.raises(
+        InputError, match=r"last\.ckpt is damaged or no checkpoint .* and .*last\.prev\.ckpt is not there"
+    ):
         contrast_main.main(flags("semantic", resume_path=finished))
     resume_file.write_bytes((finished / "last.model").read_bytes())
-    with pytest.raises(InputError, match="is no resume checkpoint of format version 2"):
+    with pytest.raises(InputError, match="is no resume checkpoint of format version 3"):
         contrast_main.main(flags("semantic", resume_path=finished))
 
 
@@ -464,10 +365,10 @@ def test_the_digits_train(tmp_path):
 # What a run writes
 
 
-def test_args_json(whole, data):
+def test_args_json(whole, tiny_data):
     record = json.loads((whole("distinctive") / "args.json").read_text())
     wanted = {
-        "mode": "distinctive", "shift_trans_type": "rotation", "dataset": "npz", "data_path": str(data),
+        "mode": "distinctive", "shift_trans_type": "rotation", "dataset": "npz", "data_path": str(tiny_data),
         "target_classes": [0, 1], "mismatch": 0.4, "epochs": 4, "batch_size": 16, "temperature": 0.5, "sim_lambda": 1.0,
     }  # fmt: skip
     assert {name: record["arguments"][name] for name in wanted} == wanted
@@ -518,7 +419,7 @@ def test_tensorboard_has_the_logs_values(whole):
 def test_the_checkpoint_is_the_models_state(whole):
     content = checkpoint.load(whole("distinctive") / "last.ckpt")
     assert set(content) == {
-        "format_version", "epoch", "model", "optimizers", "rng", "arguments", "split_digest",
+        "format_version", "epoch", "model", "optimizers", "rng", "gathered", "arguments", "split_digest",
     }  # fmt: skip
     assert equal(dict(content["model"]), dict(checkpoint.load(whole("distinctive") / "last.model")))
     assert len(content["optimizers"]) == 2 and len(content["rng"]) == 1
@@ -553,11 +454,6 @@ def test_the_runs_folder(more, expected, tmp_path, flags, monkeypatch):
 
 
 # Launchers
-
-
-def launch(root, launcher, words, **more):
-    command = [sys.executable, "-m", launcher, "--nproc_per_node=2", f"--master_port={free_port()}", *map(str, words)]
-    return subprocess.run(command, env=environment(root, **more), cwd=root, capture_output=True, text=True, timeout=300)
 
 
 def test_the_legacy_launcher_runs_two_processes(root, tmp_path, flags):
@@ -636,6 +532,7 @@ def test_a_bf16_run_resumes_bit_for_bit(mode, tmp_path, flags, whole, monkeypatc
 
 def test_compilation_in_two_processes_is_one_line(tmp_path, flags, capsys, monkeypatch):
     monkeypatch.setattr(contrast_main.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(contrast_main.distributed, "gather_objects", lambda value: [value, value])
     assert run_cli(contrast_main.main, flags(logdir=tmp_path / "run", compile="on")) == 2
     assert_one_line(capsys, "--compile on works in one process; with several, leave it at auto")
     assert not (tmp_path / "run").exists()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +73,7 @@ def steps_per_epoch(count: int, *, batch_size: int, processes: int) -> int:
 
 
 def epoch_batches(
-    indices: Tensor, *, batch_size: int, rank: int, processes: int, seed: int, epoch: int
+    indices: Tensor, *, batch_size: int, rank: int, processes: int, seed: int, epoch: int, done: int = 0
 ) -> Iterator[Tensor]:
     """This process's batches of one epoch: consecutive parts of each global batch, in an order drawn for the epoch.
 
@@ -80,6 +82,7 @@ def epoch_batches(
 
     Args:
         indices: Training images, (N,).
+        done: Batches to leave out, those of the steps that an interrupted epoch has made.
 
     Yields:
         Indices, (B,).
@@ -92,10 +95,42 @@ def epoch_batches(
     else:
         share = len(indices) // batch_size * batch_size
         filled = order[:share]
-    for start in range(0, share, batch_size):
+    for start in range(done * batch_size, share, batch_size):
         size = min(batch_size, share - start)
         first = start * processes + rank * size
         yield indices[filled[first : first + size]]
+
+
+@dataclass
+class Gathered:
+    """What an epoch's steps have yielded so far, at this process.
+
+    Attributes:
+        names: Of the statistics.
+        rows: Loss and statistics of each step, (1 + S,), on the device.
+        sizes: Images of each step.
+        seconds: Spent on them.
+    """
+
+    names: tuple[str, ...] = ()
+    rows: list[Tensor] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def values(self) -> Tensor:
+        """All rows, (steps, 1 + S), in the host's memory; it waits for a GPU."""
+        return torch.stack(self.rows).cpu()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint within the epoch, or (without a step) between two."""
+        rows = self.values() if self.rows else torch.zeros(0, 1 + len(self.names))
+        return {"names": list(self.names), "rows": rows, "sizes": self.sizes, "seconds": self.seconds}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], device: torch.device) -> Gathered:
+        """What ``state_dict`` has put down."""
+        rows = list(state["rows"].to(device).unbind())
+        return cls(tuple(state["names"]), rows, list(state["sizes"]), state["seconds"])
 
 
 def train_one_epoch(
@@ -108,7 +143,9 @@ def train_one_epoch(
     batch_size: int,
     epoch: int,
     seed: int,
-) -> dict[str, float]:
+    gathered: Gathered | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """One pass over the images. With one GPU the host only hands out work: it waits once, at the end.
 
     Args:
@@ -120,27 +157,33 @@ def train_one_epoch(
         batch_size: Per process.
         epoch: From 1.
         seed: Of the order.
+        gathered: Of the epoch's steps that are made already; those made here are added to it.
+        stop: Asked after each step but the last whether to leave it at that, with one answer at all processes.
 
     Returns:
-        Averages of the statistics over the epoch, ``lr`` and ``images_per_second`` (all processes together).
+        Averages of the statistics over the epoch, ``lr`` and ``images_per_second`` (all processes together); None if
+        it was stopped.
 
     Raises:
         Diverged: The loss is not finite; the message names epoch, step and learning rate. A CPU stops before that
-            step's update, a GPU at the end of the epoch.
+            step's update, a GPU at the end of the epoch or where it is stopped.
     """
     encoder.train()
-    device, processes = indices.device, distributed.world_size()
+    gathered = Gathered() if gathered is None else gathered
+    device, processes, done = indices.device, distributed.world_size(), len(gathered.rows)
     steps = steps_per_epoch(len(indices), batch_size=batch_size, processes=processes)
     batches = epoch_batches(
-        indices, batch_size=batch_size, rank=distributed.rank(), processes=processes, seed=seed, epoch=epoch
+        indices, batch_size=batch_size, rank=distributed.rank(), processes=processes, seed=seed, epoch=epoch, done=done
     )
     number = torch.full((), epoch, dtype=torch.int64, device=device)
-    record, sizes, names, start = [], [], (), time.perf_counter()
-    for step, chosen in enumerate(progress(batches, description=f"epoch {epoch}", total=steps, unit="step")):
+    start, stopped = time.perf_counter() - gathered.seconds, False
+    for step, chosen in enumerate(
+        progress(batches, description=f"epoch {epoch}", total=steps - done, unit="step"), done
+    ):
         loss, stats = forward(chosen, number)
-        names = tuple(stats)
-        record.append(torch.stack([loss.detach(), *stats.values()]))
-        sizes.append(len(chosen))
+        gathered.names = tuple(stats)
+        gathered.rows.append(torch.stack([loss.detach(), *stats.values()]))
+        gathered.sizes.append(len(chosen))
         if device.type == "cpu" and not loss.isfinite():
             break
         for optimizer in optimizers:
@@ -149,13 +192,19 @@ def train_one_epoch(
         for optimizer in optimizers:
             optimizer.step()
         learning_rate.set(epoch - 1 + step / steps)
-    values = torch.stack(record).double().cpu()  # (steps, 1 + statistics); here the host waits for the GPU
+        if step + 1 < steps and stop():
+            stopped = True
+            break
+    values = gathered.values().double()  # here the host waits for the GPU
     _stop_if_bad(values[:, 0], epoch=epoch, steps=steps, learning_rate=learning_rate)
-    weights = torch.tensor(sizes, dtype=torch.float64)
+    gathered.seconds = time.perf_counter() - start
+    if stopped:
+        return None
+    weights = torch.tensor(gathered.sizes, dtype=torch.float64)
     means = (weights @ values[:, 1:] / weights.sum()).tolist()
-    averages = distributed.mean_over_processes(dict(zip(names, means, strict=True)), device)
+    averages = distributed.mean_over_processes(dict(zip(gathered.names, means, strict=True)), device)
     seconds = time.perf_counter() - start
-    seen = sum(sizes) * processes
+    seen = sum(gathered.sizes) * processes
     return {**averages, "lr": learning_rate.value, "images_per_second": seen / seconds, "seconds": seconds}
 
 
@@ -166,7 +215,7 @@ def _stop_if_bad(losses: Tensor, *, epoch: int, steps: int, learning_rate: Learn
         learning_rate.set(max(0.0, epoch - 1 + (step - 1) / steps))  # the rate of that step's update
         raise Diverged(
             f"the loss is not finite at epoch {epoch}, step {step}, learning rate {learning_rate.value:.4g}; "
-            "lower --lr_init, or raise --warmup or --temperature (the last checkpoint is from before)"
+            "lower --lr_init, or raise --warmup or --temperature"
         )
 
 

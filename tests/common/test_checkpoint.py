@@ -1,7 +1,10 @@
 """common/checkpoint.py: atomic files, damaged and hostile files, mismatches, settings records and random states."""
 
+import errno
+import hashlib
 import json
 import os
+import pathlib
 import pickle
 import random
 import stat
@@ -12,7 +15,7 @@ import torch
 
 from common import checkpoint
 from models import build_encoder
-from utils import InputError, write_json
+from utils import InputError, remove_leftovers, write_json
 
 DIGEST = "a" * 64
 
@@ -333,3 +336,150 @@ def test_random_states_survive_a_checkpoint_file(tmp_path, burn):
     assert draw() != expected[0]
     checkpoint.restore_rng(checkpoint.load(tmp_path / "last.ckpt")["rng"][0])
     assert (draw(), draw()) == expected
+
+
+# Sealed files, and the one before
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    """A run's two checkpoints, of epochs 1 and 2."""
+    last, previous = tmp_path / checkpoint.RESUME_FILE, tmp_path / checkpoint.PREVIOUS_FILE
+    for epoch in (1, 2):
+        content = {"epoch": epoch, "weights": torch.arange(300.0), "rng": [(1, None, "x")]}
+        checkpoint.save_sealed(last, content, previous=previous)
+    return last, previous
+
+
+def epochs(*paths):
+    return [checkpoint.load(path)["epoch"] for path in paths]
+
+
+def test_a_sealed_file_comes_back_and_the_one_before_is_kept(sealed):
+    assert epochs(*sealed) == [2, 1]
+    loaded = checkpoint.load(sealed[0])
+    assert torch.equal(loaded["weights"], torch.arange(300.0)) and loaded["rng"] == [(1, None, "x")]
+    seal, payload = sealed[0].read_bytes().split(b"\n", 1)
+    assert seal.decode() == f"CCAL checkpoint, SHA-256 of what follows this line: {hashlib.sha256(payload).hexdigest()}"
+    assert set(os.listdir(sealed[0].parent)) == {"last.ckpt", "last.prev.ckpt"}
+
+
+def test_a_file_cut_anywhere_is_refused_and_the_one_before_is_used(sealed, capsys):
+    whole = sealed[0].read_bytes()
+    cuts = [0, 1, len(checkpoint.SEAL) - 1, len(checkpoint.SEAL), len(checkpoint.SEAL) + 64, len(checkpoint.SEAL) + 65]
+    cuts += [int(share * len(whole)) for share in np.linspace(0.05, 0.999, 16)] + [len(whole) - 1]
+    for cut in cuts:
+        sealed[0].write_bytes(whole[:cut])
+        with pytest.raises(checkpoint.Damaged, match=r"last\.ckpt is damaged or no checkpoint"):
+            checkpoint.load(sealed[0])
+        path, content = checkpoint.load_last(sealed[0].parent)
+        assert (path, content["epoch"]) == (sealed[1], 1)
+        assert f"warning: {sealed[0]} is damaged" in capsys.readouterr().out
+
+
+def test_any_changed_byte_is_seen(sealed):
+    whole = bytearray(sealed[0].read_bytes())
+    assert len(whole) < 5000
+    for place in range(0, len(whole), 7):
+        changed = whole.copy()
+        changed[place] ^= 1 << place % 8
+        sealed[0].write_bytes(changed)
+        with pytest.raises(checkpoint.Damaged):
+            checkpoint.load(sealed[0])
+
+
+def test_a_changed_number_in_a_bare_file_is_seen(tmp_path):
+    """last.model has no seal, but the checksums of its format's parts."""
+    path = tmp_path / "last.model"
+    checkpoint.save(path, {"weights": torch.full((1000,), 7.25)})
+    content = path.read_bytes()
+    place = content.index(np.float32(7.25).tobytes() * 10) + 123
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(checkpoint.Damaged, match="a checksum in it does not fit"):
+        checkpoint.load(path)
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["weights"].unique().tolist() == [7.25]  # bare, for everyone
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_kill_at_any_moment_of_saving_leaves_a_whole_file(links, tmp_path, monkeypatch):
+    """Before and after every call that changes the folder, and with and without hard links."""
+    last, previous = tmp_path / checkpoint.RESUME_FILE, tmp_path / checkpoint.PREVIOUS_FILE
+    real = {name: getattr(os, name) for name in ("replace", "link", "fsync", "chmod")}
+    moments, stop_at = [], None
+
+    def watched(name):
+        def call(*arguments, **settings):
+            for part in ("before", "after"):
+                moments.append((name, part))
+                if len(moments) == stop_at:
+                    raise Killed
+                if part == "before":
+                    if name == "link" and not links:
+                        raise OSError(errno.EPERM, "Operation not permitted")
+                    real[name](*arguments, **settings)
+
+        return call
+
+    for stop_at in [None, *range(1, 30)]:
+        for path in tmp_path.iterdir():
+            path.unlink()
+        for epoch in (1, 2):
+            checkpoint.save_sealed(last, {"epoch": epoch}, previous=previous)
+        del moments[:]
+        with monkeypatch.context() as patched:
+            for name in real:
+                patched.setattr(os, name, watched(name))
+            patched.setattr(pathlib.Path, "unlink", lambda path, missing_ok=False: None)  # the dead clear nothing up
+            patched.setattr(os, "unlink", lambda path: None)
+            try:
+                checkpoint.save_sealed(last, {"epoch": 3}, previous=previous)
+                killed = False
+            except Killed:
+                killed = True
+        if stop_at is None:
+            total = len(moments)
+            assert total >= 10
+        assert killed == (stop_at is not None and stop_at <= total)
+        whole = [checkpoint.load(path)["epoch"] for path in (last, previous) if path.exists()]
+        assert whole[0] >= 2 and (len(whole) == 2 or not links)
+        assert checkpoint.load_last(tmp_path)[1]["epoch"] >= 2
+        if links:
+            assert last.exists()
+        # The next save clears up and goes on.
+        remove_leftovers(tmp_path, "*")
+        checkpoint.save_sealed(last, {"epoch": 4}, previous=previous)
+        assert checkpoint.load(last)["epoch"] == 4 and set(os.listdir(tmp_path)) == {last.name, previous.name}
+    assert total < 30
+
+
+def test_without_a_name_for_it_the_old_file_goes(sealed):
+    checkpoint.save_sealed(sealed[0], {"epoch": 3})
+    assert epochs(*sealed) == [3, 1]
+
+
+def test_a_full_disk_leaves_both_files(sealed, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError) as caught:
+        patched.setattr(os, "fsync", full)
+        checkpoint.save_sealed(sealed[0], {"epoch": 3}, previous=sealed[1])
+    assert caught.value.filename == str(sealed[0])
+    assert epochs(*sealed) == [2, 1] and len(os.listdir(sealed[0].parent)) == 2
+
+
+def test_the_last_file_is_used_without_a_word(sealed, capsys):
+    path, content = checkpoint.load_last(sealed[0].parent)
+    assert (path, content["epoch"]) == (sealed[0], 2) and capsys.readouterr().out == ""
+
+
+def test_nothing_that_can_be_read_is_one_line_with_both_reasons(sealed):
+    sealed[0].write_bytes(b"")
+    sealed[1].unlink()
+    with pytest.raises(InputError, match=r"last\.ckpt is damaged .* and .*last\.prev\.ckpt is not there: copy one"):
+        checkpoint.load_last(sealed[0].parent)

@@ -88,11 +88,11 @@ def test_a_handler_that_python_does_not_know_is_the_default_afterwards(monkeypat
 def test_the_time_limit_counts_from_the_start_and_keeps_the_margin(clock):
     with Interruption(max_minutes=2) as interruption:
         assert interruption.limited
-        clock.now += 119.9
+        clock.now += 109.9
         assert not interruption.due()
-        interruption.margin = 10.0
+        interruption.margin = 10.2
         assert interruption.due() and interruption.agreed()
-        interruption.margin = 0.0
+        interruption.margin = 10.0
         assert not interruption.due()
         clock.now += 0.1
         assert interruption.due()
@@ -101,6 +101,35 @@ def test_the_time_limit_counts_from_the_start_and_keeps_the_margin(clock):
     with Interruption() as interruption:
         clock.now += 1e9
         assert not interruption.limited and not interruption.due()
+
+
+def test_what_comes_before_the_next_question_must_still_fit(clock):
+    with Interruption(max_minutes=1) as interruption:
+        clock.now += 20  # setting up is not repeated
+        found = []
+        for seconds in (0, 12, 5, 5, 5):  # asked at 20, 32, 37, 42, 47 seconds
+            clock.now += seconds
+            found.append(interruption.due())
+        assert found == [False, False, False, False, False]
+        clock.now += 1  # 48 + the longest, 12
+        assert interruption.due()
+
+
+def test_the_time_limit_and_an_earlier_request_of_the_outer_command_count(clock):
+    with Interruption(max_minutes=1):
+        clock.now += 30
+        with Interruption() as inner, Interruption(max_minutes=5) as innermost:
+            assert inner.limited and not inner.due() and not innermost.due()
+            clock.now += 30
+            assert inner.due() and innermost.due()
+            assert str(innermost.stop("x")) == "stopped by --max_minutes 1: x"
+    with Interruption(max_minutes=1), Interruption(max_minutes=0.1) as inner:
+        clock.now += 6
+        assert str(inner.stop("x")) == "stopped by --max_minutes 0.1: x"
+    with Interruption():
+        send(signal.SIGTERM)
+        with Interruption() as inner:
+            assert inner.due() and inner.stop("x").status == 143
 
 
 def test_the_sterner_of_two_requests_counts(clock):
