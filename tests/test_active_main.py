@@ -665,7 +665,7 @@ BAD = {
     "crop of nothing": (None, "--resize_factor 0", ["--resize_factor: must be a number above 0 and at most 1"]),
     "unknown strategy": (None, "--strategy margin", ["--strategy: invalid choice: 'margin'"]),
     "unknown network": (None, "--model resnet50", ["--model: invalid choice: 'resnet50'"]),
-    "unknown data set": (None, "--dataset mnist", ["--dataset: invalid choice: 'mnist'"]),
+    "unknown data set": (None, "--dataset imagenet", ["--dataset: invalid choice: 'imagenet'"]),
     "unknown flag": (None, "--margin 3", ["unrecognized arguments: --margin 3"]),
 }
 
