@@ -56,7 +56,8 @@ def walk(root: str | os.PathLike, parts: Sequence[str]) -> tuple[list[Found], li
 def _below(root: str, part: str, real_root: str) -> Iterator[Found | Skipped]:
     """What lies below a subfolder, in any order."""
     # With each path the real folders on the way to it, so that links cannot go in circles.
-    waiting: list[tuple[str, frozenset[str]]] = [(part, frozenset())]
+    above_part = frozenset() if part == "." else frozenset([real_root])
+    waiting: list[tuple[str, frozenset[str]]] = [(part, above_part)]
     while waiting:
         path, above = waiting.pop()
         full = os.path.join(root, path)

@@ -231,18 +231,24 @@ def _decode_all(
     Returns:
         What to raise, once the entries so far are saved, where a signal asked for that.
     """
-    todo = [file for file in files if file.path not in entries]
     with Interruption() as interruption:
-        while todo:
+        while todo := _missing(files, entries, choose):
             with contextlib.closing(_decode(root, todo, out, places)) as found:
                 for entry in found:
                     entries[entry.path] = entry
                     if interruption.due():
                         return interruption.stop("the images read so far are kept; the same command reads the others")
-            # A copy that was left out is not in the old images; it is needed once the file that stood for it is gone.
-            kept, _ = choose(_in_order(files, entries))
-            todo = [Found(entry.path, entry.size, entry.mtime_ns) for entry in kept if entry.row is None]
     return None
+
+
+def _missing(files: Sequence[Found], entries: dict[str, Entry], choose: Choose) -> list[Found]:
+    """The files that are new or changed; without any, those whose pixels are not at hand: a copy that was left out is
+    needed once the file that stood for it is gone."""
+    new = [file for file in files if file.path not in entries]
+    if new:
+        return new
+    kept, _ = choose(_in_order(files, entries))
+    return [Found(entry.path, entry.size, entry.mtime_ns) for entry in kept if entry.row is None]
 
 
 def _decode(root: Path, todo: Sequence[Found], out: np.memmap, places: dict[str, int]) -> Generator[Entry, None, None]:

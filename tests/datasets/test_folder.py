@@ -248,3 +248,165 @@ def test_the_cache_holds_the_pixels_of_the_path(root):
     for path, image in zip(data.paths, data.train_images):
         assert (image == np.asarray(picture(values[path]))).all(), path
     assert Path(root / ".ccal_cache/32/images.npy").stat().st_size == 128 + 13 * 32 * 32 * 3
+
+
+# What is left out
+
+
+def test_what_is_left_out_is_counted_and_listed(root, tmp_path, capsys):
+    (root / "unlabeled/notes.txt").write_text("words")
+    (root / "unlabeled/zero.png").touch()
+    (root / "unlabeled/cut.png").write_bytes((root / "unlabeled/u0.png").read_bytes()[:500])
+    (root / "unlabeled/.hidden.png").write_bytes(b"x")
+    put(root / "unlabeled/small.png", 90, compress_level=1)
+    picture(90, (20, 5)).save(root / "unlabeled/small.png")
+    put(root / "labeled/loose.png", 91)
+    put(root / "test/wolf/w.png", 92)
+    put(tmp_path / "elsewhere/secret.png", 93)
+    (root / "unlabeled/out.png").symlink_to(tmp_path / "elsewhere/secret.png")
+    (root / "unlabeled/outside").symlink_to(tmp_path / "elsewhere")
+    (root / "unlabeled/nowhere.png").symlink_to("absent.png")
+    (root / "unlabeled/round").symlink_to("..")
+    (root / "unlabeled/within.png").symlink_to("u1.png")
+    os.mkfifo(root / "unlabeled/pipe")
+    before = load(root).paths
+    assert len(before) == 11
+    reasons = report(root)
+    assert reasons.pop("unlabeled/cut.png").startswith("left out, unreadable: damaged (")
+    assert reasons == {
+        "unlabeled/notes.txt": "left out, no image: not jpeg, png, webp or bmp",
+        "unlabeled/zero.png": "left out, empty file: 0 bytes",
+        "unlabeled/.hidden.png": "left out, hidden",
+        "unlabeled/small.png": "left out, too small: 20x5 pixels, at least 8x8 are needed",
+        "labeled/loose.png": "left out, in no class folder: directly beneath labeled/",
+        "test/wolf/w.png": "left out, of no labeled class: there is no labeled/wolf/",
+        "unlabeled/out.png": "left out, link: leads out of the folder",
+        "unlabeled/outside": "left out, link: leads out of the folder",
+        "unlabeled/round": "left out, link: leads back to a folder that holds it",
+        "unlabeled/nowhere.png": "left out, link: leads nowhere",
+        "unlabeled/within.png": "left out, duplicate: of unlabeled/u1.png",
+        "unlabeled/pipe": "left out, no regular file",
+    }
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
+    for part in ("1 no image", "1 empty file", "1 too small", "1 hidden", "1 in no class folder", "report.csv"):
+        assert part in line
+
+
+def test_what_is_used_otherwise_than_one_would_expect_is_listed(root, capsys):
+    frames = [picture(60), picture(61)]
+    frames[0].save(root / "unlabeled/moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(root / "unlabeled/clear.png")
+    data = load(root)
+    assert report(root) == {
+        "unlabeled/moving.webp": "used, animated, its first frame is used",
+        "unlabeled/clear.png": "used, transparent, shown on white",
+    }
+    assert (data.train_images[data.paths.index("unlabeled/clear.png")] == 255).all()
+    assert "used: 1 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b.png", 'it\'s "q".png', "cät 🐈.png", "two\nlines.png", "-rf.png", "a,b;c.png", os.fsdecode(b"\xff\xfe.png")],
+)
+def test_names_of_every_kind(root, name, capsys):
+    put(root / f"labeled/dog/{name}", 50)
+    (root / f"unlabeled/bad {name}").write_text("no image")
+    data = load(root)
+    assert f"labeled/dog/{name}" in data.paths
+    assert (data.train_images[data.paths.index(f"labeled/dog/{name}")] == np.asarray(picture(50))).all()
+    with open(root / ".ccal_cache/32/report.csv", newline="", encoding="utf-8") as file:
+        [(path, _)] = list(csv.reader(file))[1:]
+    assert path == f"unlabeled/bad {name}".encode("utf-8", "backslashreplace").decode()
+    assert load(root).paths == data.paths  # from the manifest
+
+
+@pytest.mark.parametrize("name", ["my cats", "🐈", "a\nb", os.fsdecode(b"\xff")])
+def test_class_names_of_every_kind(root, name, capsys):
+    os.rename(root / "labeled/cat", root / "labeled" / name)
+    os.rename(root / "test/cat", root / "test" / name)
+    data = load(root)
+    assert sorted(data.class_names) == sorted(["dog", name])
+    capsys.readouterr()
+
+
+# Bad folders: one line
+
+
+def empty(path):
+    for entry in sorted(path.rglob("*"), reverse=True):
+        entry.unlink() if entry.is_file() else entry.rmdir()
+
+
+def only_one_class(root):
+    empty(root / "labeled/dog")
+    (root / "labeled/dog").rmdir()
+
+
+def no_class_folders(root):
+    empty(root / "labeled")
+    put(root / "labeled/a.png", 1)
+
+
+def renamed(root):
+    for part in ("labeled", "unlabeled"):
+        os.rename(root / part, root / f"my {part}")
+
+
+def no_images(root):
+    for path in (root / "labeled/dog").iterdir():
+        path.write_text("x")
+
+
+BAD = {
+    "no folder": (lambda root: os.rename(root, root.parent / "gone"), "does not exist"),
+    "a file": (lambda root: (empty(root), root.rmdir(), root.touch()), "is no folder"),
+    "empty": (empty, r"lacks train/ \(it holds nothing\): --dataset folder needs labeled/<class>/ and unlabeled/, or"),
+    "something else": (renamed, r"lacks train/ \(it holds my labeled, my unlabeled, test\)"),
+    "no pool": (lambda root: (empty(root / "unlabeled"), (root / "unlabeled").rmdir()), "lacks unlabeled/"),
+    "an empty pool": (lambda root: empty(root / "unlabeled"), "unlabeled holds no usable jpeg, png, webp or bmp"),
+    "nothing labeled": (lambda root: empty(root / "labeled"), "labeled holds no class folder: put the images of each"),
+    "no class folders": (no_class_folders, "holds no class folder"),
+    "an empty class": (lambda root: (root / "labeled/fox").mkdir(), "labeled/fox holds no usable .*listed in .*report"),
+    "a class of no images": (no_images, "labeled/dog holds no usable"),
+    "both forms": (lambda root: (root / "train").mkdir(), "holds both train/ and labeled/: give them a folder each"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD.values(), ids=BAD)
+def test_bad_folder(root, spoil, message):
+    spoil(root)
+    with pytest.raises(InputError, match=message) as caught:
+        load(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_class_and_a_class_with_one_image_are_said(root, capsys):
+    (root / "labeled/dog/d1.png").unlink()
+    assert load(root).train_labels.tolist()[:4] == [0, 0, 0, 1]
+    assert "warning: labeled/dog has one image only: the distinctive score needs two" in capsys.readouterr().out
+    only_one_class(root)
+    assert load(root).num_classes == 1
+    assert "warning: labeled/ has one class only (cat): the classifier needs two" in capsys.readouterr().out
+
+
+def test_folders_within_a_class_folder_belong_to_the_class(root, capsys):
+    put(root / "labeled/cat/tabby/x.png", 55)
+    data = load(root)
+    assert data.train_labels[data.paths.index("labeled/cat/tabby/x.png")] == 0
+    assert "folders within labeled/cat/ count as that class" in capsys.readouterr().out
+
+
+def test_a_benchmark_needs_both_parts(benchmark):
+    empty(benchmark / "test")
+    with pytest.raises(InputError, match="test holds no usable"):
+        load(benchmark)
+    (benchmark / "test").rmdir()
+    with pytest.raises(InputError, match="lacks test/"):
+        load(benchmark)
+
+
+@pytest.mark.parametrize("flag", ["image_size", "cache_dir"])
+def test_flags_of_folders_are_refused_elsewhere(flag):
+    with pytest.raises(InputError, match=f"--{flag} 64 is for --dataset folder"):
+        load_dataset("digits", **{flag: 64})
