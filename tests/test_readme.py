@@ -11,6 +11,7 @@ import pytest
 
 import active_main
 import benchmarks.classifier
+import benchmarks.folder_index
 import benchmarks.pool_scale
 import benchmarks.query
 import benchmarks.train_step
@@ -28,6 +29,7 @@ PARSERS = {
     "train_classifier.main": train_classifier.main.build_parser,
     "evals.summary": evals.summary.build_parser,
     "benchmarks.classifier": benchmarks.classifier.build_parser,
+    "benchmarks.folder_index": benchmarks.folder_index.build_parser,
     "benchmarks.pool_scale": benchmarks.pool_scale.build_parser,
     "benchmarks.query": benchmarks.query.build_parser,
     "benchmarks.train_step": benchmarks.train_step.build_parser,
