@@ -274,6 +274,8 @@ def log(message: str, *, always: bool = False) -> None:
     """Prints from the first process, past a progress bar if one is drawn; under --quiet only what ``always`` says."""
     if os.environ.get("RANK", "0") != "0" or (_Output.quiet and not always):
         return
+    encoding = sys.stdout.encoding or "utf-8"
+    message = message.encode(encoding, "backslashreplace").decode(encoding)  # names of files may hold any bytes
     if _Output.bars is not None and sys.stdout.isatty():
         _Output.bars.console.print(message, markup=False, highlight=False, soft_wrap=True)
     else:

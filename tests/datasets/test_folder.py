@@ -1,7 +1,9 @@
 """A person's folder of images: its two forms, what is left out, and bad folders."""
 
 import csv
+import io
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 from datasets import load_data_and_split, load_dataset
 from datasets.base import UNKNOWN
-from utils import InputError
+from utils import InputError, log
 
 SIZE = 32
 
@@ -410,3 +412,16 @@ def test_a_benchmark_needs_both_parts(benchmark):
 def test_flags_of_folders_are_refused_elsewhere(flag):
     with pytest.raises(InputError, match=f"--{flag} 64 is for --dataset folder"):
         load_dataset("digits", **{flag: 64})
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped(root, monkeypatch):
+    name = os.fsdecode("🐈".encode() + b"\xff")
+    os.rename(root / "labeled/cat", root / "labeled" / name)
+    os.rename(root / "test/cat", root / "test" / name)
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    data = load(root)
+    log(f"{data.class_names[1]} was found")
+    stream.flush()
+    assert b"\\U0001f408\\udcff was found\n" in stream.buffer.getvalue()
+    assert b"(dog 2, \\U0001f408\\udcff 3)" in stream.buffer.getvalue()
