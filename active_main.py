@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_encoder_args(parser)
     arguments.add_augmentation_args(parser)
     arguments.add_process_args(parser)
+    arguments.add_launcher_args(parser)
     arguments.add_resume_args(parser)
     arguments.add_limit_args(parser)
     arguments.add_precision_args(parser)
@@ -59,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     cache = Path(args.feature_cache) if args.feature_cache else None
     with (
         Interruption(max_minutes=args.max_minutes) as interruption,
-        distributed.session(args.device) as device,
+        distributed.session(args.device, timeout_minutes=args.timeout_minutes) as device,
         contextlib.ExitStack() as locks,
     ):
-        set_seed(args.seed)
+        set_seed(args.seed, rank=distributed.rank())
         precision = Precision.resolve(args.precision, device)
         precision.apply_to_products()
         data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
@@ -98,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder, data=data, split=split, strategy=args.strategy, settings=settings | sources.record()
         )
         left = files.resume() if args.resume else split
+        distributed.require_same(files.summary(), f"the index files in {folder} are not the same at every process")
         if len(files.queried) >= args.split or not len(left.unlabeled):
             log(f"{files.summary()}: nothing is left to query (a larger --split adds cycles while the pool lasts)")
             return

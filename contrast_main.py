@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_encoder_args(parser)
     arguments.add_augmentation_args(parser)
     arguments.add_process_args(parser)
+    arguments.add_launcher_args(parser)
     arguments.add_limit_args(parser)
     arguments.add_precision_args(parser)
     return parser
@@ -52,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = run_folder(args.logdir, args.resume_path, args.suffix, settings)
     with (
         Interruption(max_minutes=args.max_minutes) as interruption,
-        distributed.session(args.device) as device,
+        distributed.session(args.device, timeout_minutes=args.timeout_minutes) as device,
         folder_lock(folder),
     ):
         continued = find_run(folder, resume=bool(args.resume_path) or args.resume == "auto")
-        set_seed(args.seed)
+        set_seed(args.seed, rank=distributed.rank())
         acceleration.keep_freed_memory()
         precision = Precision.resolve(args.precision, device)
         precision.apply_to_products()

@@ -33,7 +33,11 @@ class InputError(ValueError):
 
 
 class Diverged(InputError):
-    """Training went wrong with the settings given; each process that meets it says so."""
+    """Training went wrong with the settings given."""
+
+
+class ProcessLost(Exception):
+    """This process cannot go on because another one of the run is gone, hangs or has failed."""
 
 
 class Interrupted(Exception):
@@ -56,8 +60,8 @@ def run_cli(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | 
     """Runs a command and turns what goes wrong into one line and an exit status.
 
     Returns:
-        0 on success, 2 for bad input, 3 for a failing environment (a full disk, say), 130 for Ctrl-C, and what
-        ``Interrupted`` says. ``--debug`` among the arguments lets the traceback of an error through instead.
+        0 on success, 2 for bad input, 3 for a failing environment (a full disk, a lost process), 130 for Ctrl-C, and
+        what ``Interrupted`` says. ``--debug`` among the arguments lets the traceback of an error through instead.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -66,38 +70,64 @@ def run_cli(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | 
     except Interrupted as stop:
         _tell(str(stop), wait=stop.status != 0)
         return stop.status
-    except KeyboardInterrupt:
-        return _fail("stopped by Ctrl-C; what was finished is on disk", 130, words)
-    except Diverged as error:
-        return _fail(str(error), 2, words, everywhere=True)
+    except KeyboardInterrupt as error:
+        return _fail(error, "stopped by Ctrl-C; what was finished is on disk", 130, words)
     except InputError as error:
-        return _fail(str(error), 2, words)
+        return _fail(error, str(error), 2, words)
+    except ProcessLost as error:
+        return _fail(error, str(error), 3, words)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         status = 3 if error.errno in ENVIRONMENT_ERRNOS else 2
-        return _fail(f"{error.strerror or error}{where}", status, words)
+        return _fail(error, f"{error.strerror or error}{where}", status, words)
     except (MemoryError, RuntimeError) as error:
         # torch says so on a GPU with an error of its own, and on a CPU with a RuntimeError.
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        return _fail(f"out of memory ({reason or 'no details'}): free some, or give smaller batches or data", 3, words)
+        message = f"out of memory ({reason or 'no details'}): free some, or give smaller batches or data"
+        return _fail(error, message, 3, words)
 
 
-def _fail(message: str, status: int, words: Sequence[str], *, everywhere: bool = False) -> int:
+def mark_speaker(error: BaseException, speaks: bool, *, afterwards: Callable[[], None] = lambda: None) -> None:
+    """Settles whether ``run_cli`` shows this error, where several processes have failed and one of them tells why.
+
+    Args:
+        error: What the command ends with.
+        speaks: Whether this process shows it.
+        afterwards: Called once it is shown.
+    """
+    error.speaks, error.afterwards = speaks, afterwards  # type: ignore[attr-defined]
+
+
+def _fail(error: BaseException, message: str, status: int, words: Sequence[str]) -> int:
     if "--debug" in words:
         raise
-    _tell(f"error: {message}", everywhere=everywhere)
+    speaks = getattr(error, "speaks", None)
+    if speaks is False or (speaks is None and not _first_here()):
+        wait_for_the_first_process()
+    if speaks is not False:  # undecided and still here: the first process has not failed, so none has told yet
+        _print(f"error: {message}")
+    if speaks:
+        error.afterwards()  # type: ignore[attr-defined]
     return status
 
 
-def _tell(message: str, *, everywhere: bool = False, wait: bool = True) -> None:
-    clear_progress()
+def _tell(message: str, *, wait: bool = True) -> None:
     # Every process of one machine meets the same; one of them says so.
-    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr, flush=True)
+    if _first_here():
+        _print(message)
     elif wait:
         wait_for_the_first_process()
+
+
+def _first_here() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _print(message: str) -> None:
+    clear_progress()
+    print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def one_line(message: str) -> str:
@@ -111,8 +141,10 @@ def wait_for_the_first_process() -> None:
     time.sleep(3)
 
 
-def set_seed(seed: int) -> None:
-    """Seeds Python, NumPy and torch (all devices); called by main() functions only."""
+def set_seed(seed: int, *, rank: int = 0) -> None:
+    """Seeds Python, NumPy and torch (all devices), each process with a stream of its own; for main() functions only."""
+    if rank:
+        seed = int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0]) >> 1
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -109,6 +109,18 @@ def add_process_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_launcher_args(parser: argparse.ArgumentParser) -> None:
+    """What matters where a launcher starts several processes."""
+    group = parser.add_argument_group("several processes")
+    group.add_argument(
+        "--timeout_minutes",
+        type=number(float, 0, 1e6, open_low=True),
+        default=30.0,
+        metavar="M",
+        help="how long a process waits for another one, in minutes, before all stop",
+    )
+
+
 def add_resume_args(parser: argparse.ArgumentParser) -> None:
     """Going on where an earlier process stopped."""
     group = parser.add_argument_group("resume")

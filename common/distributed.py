@@ -16,47 +16,160 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils import InputError
+from common.peers import Peers
+from utils import InputError, Interrupted, ProcessLost, mark_speaker
 
-TIMEOUT = timedelta(minutes=30)
+DEFAULT_TIMEOUT = 30.0  # minutes
+SEE_OFF = 3.0  # seconds that the first process gives the others to end after it has failed
+
+_timeout = timedelta(minutes=DEFAULT_TIMEOUT)
+_peers: Peers | None = None  # where there are several processes
+_stage = "the start"
 
 
-def setup(device: str = "auto") -> torch.device:
+def setup(device: str = "auto", *, timeout_minutes: float = DEFAULT_TIMEOUT) -> torch.device:
     """Joins the launcher's process group, if there is one, and returns this process's device.
 
     Args:
         device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+        timeout_minutes: How long this process waits for the others, here and in every exchange.
 
     Raises:
         InputError: ``cuda`` was asked for and is not there, or there are more processes than GPUs.
+        ProcessLost: Another process did not come.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no GPU here; use --device cpu or leave --device out")
     use_gpu = device != "cpu" and torch.cuda.is_available()
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank() + 1))
     if use_gpu and here > torch.cuda.device_count():
         raise InputError(
             f"{here} processes on this machine and {torch.cuda.device_count()} GPU(s): "
             f"launch with --nproc_per_node={torch.cuda.device_count()} or use --device cpu"
         )
-    chosen = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
+    chosen = torch.device("cuda", local_rank()) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(chosen)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if use_gpu else "gloo", timeout=TIMEOUT, device_id=chosen if use_gpu else None)
+        _join(chosen, timeout_minutes)
     return chosen
 
 
+def _join(device: torch.device, timeout_minutes: float) -> None:
+    global _peers, _timeout
+    # Its functions' default arguments keep the group that there is at the import. Kept to the end of the interpreter,
+    # gloo's threads abort the process now and then (SIGABRT).
+    import diffdist.functional  # noqa: F401
+
+    _timeout = timedelta(minutes=timeout_minutes)
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    on_gpu = device.type == "cuda"
+    try:
+        store, number, size = next(dist.rendezvous("env://", timeout=_timeout))
+        store.set_timeout(_timeout)
+        _peers = Peers(store, number, size)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=dist.PrefixStore("group", store),
+            rank=number,
+            world_size=size,
+            timeout=_timeout,
+            device_id=device if on_gpu else None,
+        )
+    except (RuntimeError, ValueError) as error:  # torch's errors of a store, a network, or the launcher's environment
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ProcessLost(
+            f"rank {os.environ.get('RANK')} did not meet the other processes at {address} within "
+            f"{timeout_minutes:g} minutes: {reason}"
+        ) from error
+
+
 @contextlib.contextmanager
-def session(device: str = "auto") -> Iterator[torch.device]:
-    """``setup`` on entering, leaving the process group on the way out."""
-    chosen = setup(device)
+def session(device: str = "auto", *, timeout_minutes: float = DEFAULT_TIMEOUT) -> Iterator[torch.device]:
+    """``setup`` on entering, leaving the process group on the way out.
+
+    Where one of several processes fails, the others end as well, as soon as they wait for it, and its message is the
+    one that run_cli shows: once, at every machine.
+
+    Raises:
+        ProcessLost: Another process is gone, hangs or has failed.
+    """
+    enter("the start")
+    chosen = setup(device, timeout_minutes=timeout_minutes)
     try:
         yield chosen
+        enter("the end")
+        barrier()
+        _leave()
+    except (Interrupted, KeyboardInterrupt):
+        _leave()
+        raise
+    except Exception as error:
+        raise _judged(error) from error.__cause__
     finally:
-        if _joined():
-            dist.destroy_process_group()
+        _end()
+
+
+def _end() -> None:
+    global _peers
+    _hosts.cache_clear()
+    _peers = None
+    if _joined():
+        dist.destroy_process_group()
+
+
+def enter(stage: str) -> None:
+    """Notes what this process is about to do, for the message if the others are lost meanwhile."""
+    global _stage
+    _stage = stage
+
+
+def _leave() -> None:
+    # One that leaves while another still reads its last answer would look like one that was lost.
+    if _peers is not None:
+        _peers.leave()
+
+
+def _judged(error: Exception) -> Exception:
+    """The error for this process to end with; with several processes, marked with whether it is the one to show it."""
+    if _peers is None:
+        return error
+    if _is_loss(error):
+        shown = ProcessLost(_loss(str(error), _peers))
+        shown.__cause__ = error
+        error = shown
+    first = _peers.first_failure(str(error) or type(error).__name__)
+    leave = functools.partial(_peers.leave, within=SEE_OFF)
+    if _peers.rank:
+        leave()
+    if first.rank == _peers.rank:
+        # The first process may keep the store, in which the others read whose failure is the first.
+        mark_speaker(error, True, afterwards=leave if _peers.rank == 0 else lambda: None)
+        return error
+    if not isinstance(error, (InputError, OSError)):
+        error = ProcessLost(f"rank {first.rank} ({first.place}) failed: {first.message}")
+    mark_speaker(error, first.host != _peers.host and local_rank() == 0)
+    return error
+
+
+def _is_loss(error: Exception) -> bool:
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("gloo", "nccl"))
+
+
+def _loss(reason: str, peers: Peers) -> str:
+    silent = peers.silent()
+    who = ", ".join(silent) or "another process"
+    if "timed out" in reason.lower() or "timeout" in reason.lower():
+        return (
+            f"rank {peers.rank} waited {_timeout.total_seconds() / 60:g} minutes (--timeout_minutes) in {_stage} and "
+            f"{who} gave no answer: see there whether it is stopped, out of memory or cut off from the network"
+        )
+    return (
+        f"rank {peers.rank} lost {who} in {_stage}: it ended without a word; see there whether it was killed or the "
+        f"memory ran out, and start again ({' '.join(reason.split())[:160]})"
+    )
 
 
 def _joined() -> bool:
@@ -73,6 +186,11 @@ def world_size() -> int:
     return dist.get_world_size() if _joined() else 1
 
 
+def local_rank() -> int:
+    """This process's number on its machine, 0 without a launcher."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
 def is_main() -> bool:
     """Whether this is the process that writes files."""
     return rank() == 0
@@ -85,33 +203,22 @@ def barrier() -> None:
 
 
 @contextlib.contextmanager
-def main_first() -> Iterator[None]:
-    """The first process runs the block before the others do."""
-    if not is_main():
+def first_here() -> Iterator[None]:
+    """The first process of all runs the block, then the first of each other machine, then all others.
+
+    So what the block fetches is fetched once per machine, and once in all where the machines share the folder.
+    """
+    turn = 0 if is_main() else 1 if is_first_here() else 2
+    for _ in range(turn):
         barrier()
-    try:
-        yield
-    finally:
-        if is_main():
-            barrier()
+    yield
+    for _ in range(2 - turn):
+        barrier()
 
 
 def is_first_here() -> bool:
     """Whether this is the first process of its machine."""
-    return not _joined() or int(os.environ.get("LOCAL_RANK", 0)) == 0
-
-
-@contextlib.contextmanager
-def first_here() -> Iterator[None]:
-    """The first process of each machine runs the block before the machine's others do."""
-    first = is_first_here()
-    if not first:
-        barrier()
-    try:
-        yield
-    finally:
-        if first:
-            barrier()
+    return not _joined() or local_rank() == 0
 
 
 def all_gather(tensor: Tensor, *, dim: int = 0) -> Tensor:
@@ -157,6 +264,18 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+def require_same(value: Any, what: str) -> None:
+    """Checks that every process has found the same.
+
+    Raises:
+        InputError: They have not; every process gets the same message, which says what two of them found.
+    """
+    values = gather_objects(value)
+    for number, found in enumerate(values):
+        if found != values[0]:
+            raise InputError(f"{what}: rank 0 finds {values[0]} and rank {number} finds {found}; give both the same")
+
+
 def largest(value: int) -> int:
     """The largest of the processes' numbers, found by the hosts among themselves: no GPU is waited for."""
     if world_size() == 1:
@@ -169,7 +288,7 @@ def largest(value: int) -> int:
 @functools.lru_cache(maxsize=1)
 def _hosts(world: Any) -> Any:
     """The group of all processes whose tensors are in the hosts' memory; made once, by all of them."""
-    return world if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT)
+    return world if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=_timeout)
 
 
 def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:

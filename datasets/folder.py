@@ -179,6 +179,7 @@ def index_folder(root: Path, form: Form, class_names: Sequence[str], *, size: in
     def choose(entries: Sequence[Entry]) -> tuple[list[Entry], list[Skipped]]:
         return without_copies([entry for entry in entries if not entry.problem], form)
 
+    distributed.enter(f"the reading of {root}")
     with distributed.first_here():
         if not distributed.is_first_here():
             return image_cache.read_index(cache, size=size, choose=choose)

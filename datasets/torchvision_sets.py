@@ -57,8 +57,8 @@ def load_torchvision(name: str, data_path: Path) -> Dataset:
 
 def load_part(name: str, data_path: Path, *, train: bool) -> Part:
     """Loads the train or the test images of a data set; see load_torchvision."""
-    # One process downloads what is missing; the others find it there.
-    with distributed.main_first():
+    distributed.enter(f"the loading of {name}")
+    with distributed.first_here():  # it downloads what is missing
         try:
             found = _open(name, data_path, train)
         except RuntimeError:

@@ -202,6 +202,7 @@ def feature_blocks(
     Yields:
         Rows, and their features, float32 (B, K, D), which the caller checks.
     """
+    distributed.enter(f"the extraction of the {name}")
     encoder.eval()
     chosen = torch.from_numpy(indices).to(images.device)
     starts = range(0, len(chosen), how.batch_size)

@@ -17,10 +17,12 @@ from tensorboardX.proto.event_pb2 import Event
 import utils
 from utils import (
     InputError,
+    ProcessLost,
     RunLog,
     atomic_write,
     int64_digest,
     log,
+    mark_speaker,
     naming_file,
     progress,
     read_json,
@@ -323,13 +325,52 @@ def test_run_cli_lets_bugs_and_the_parsers_exit_through():
     assert caught.value.code == 2
 
 
+class Ended(BaseException):
+    """What a launcher's signal does to a process that waits."""
+
+
 def test_run_cli_speaks_from_one_process_of_a_machine(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert run_cli(raising(InputError("bad")), []) == 2
+    monkeypatch.setattr("utils.wait_for_the_first_process", lambda: raising(Ended())([]))
+    with pytest.raises(Ended):
+        run_cli(raising(InputError("bad")), [])
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert run_cli(raising(InputError("bad")), []) == 2
     assert capsys.readouterr().err.endswith("error: bad\n")
+
+
+def test_run_cli_speaks_from_another_process_where_the_first_does_not_fail(monkeypatch, capsys):
+    waits = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("utils.wait_for_the_first_process", lambda: waits.append(1))
+    assert run_cli(raising(InputError("bad")), []) == 2
+    assert capsys.readouterr().err.endswith("error: bad\n") and waits == [1]
+
+
+@pytest.mark.parametrize("local_rank", ["0", "1"])
+def test_run_cli_speaks_from_the_process_that_is_settled_on(monkeypatch, capsys, local_rank):
+    waits = []
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setattr("utils.wait_for_the_first_process", lambda: waits.append(1))
+    for speaks, line in ((True, "error: rank 1 is lost\n"), (False, "")):
+        error = ProcessLost("rank 1\nis lost")
+        mark_speaker(error, speaks, afterwards=lambda: waits.append("shown"))
+        assert run_cli(raising(error), []) == 3
+        told = capsys.readouterr().err
+        assert told.endswith(line) and bool(told) == speaks
+    assert waits == ["shown", 1]
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**63 - 1])
+def test_each_process_draws_from_a_stream_of_its_own(seed):
+    drawn = []
+    for rank in range(3):
+        set_seed(seed, rank=rank)
+        drawn.append((random.random(), np.random.rand(), torch.rand(()).item()))
+    set_seed(seed)
+    assert (random.random(), np.random.rand(), torch.rand(()).item()) == drawn[0]  # the first process's is as with one
+    assert all(len(set(values)) == 3 for values in zip(*drawn))
 
 
 # Logs

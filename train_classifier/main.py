@@ -30,6 +30,7 @@ from common.arguments import (  # noqa: E402
     Parser,
     add_classifier_args,
     add_data_args,
+    add_launcher_args,
     add_limit_args,
     add_process_args,
     split_settings,
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_data_args(parser)
     add_classifier_args(parser)
     add_process_args(parser)
+    add_launcher_args(parser)
     add_limit_args(parser)
     return parser
 
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     set_quiet(args.quiet)
     with Interruption(max_minutes=args.max_minutes) as interruption, contextlib.ExitStack() as locks:
-        device = choose_device(args.device, cuda=args.cuda)
+        device = choose_device(args.device, cuda=args.cuda, timeout_minutes=args.timeout_minutes)
         if device is None:
             return
         data, split = load_data_and_split(args.dataset, args.data_path, **split_settings(args))
@@ -133,7 +135,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         finish([results, figure], then=next_steps.after_classifier(index_dir, results))
 
 
-def choose_device(device: str, *, cuda: bool) -> torch.device | None:
+def choose_device(
+    device: str, *, cuda: bool, timeout_minutes: float = distributed.DEFAULT_TIMEOUT
+) -> torch.device | None:
     """The device of --device and --cuda; None in the processes that have nothing to do.
 
     One process trains, whatever launched the command; as it exchanges nothing, all leave the launcher's group at once.
@@ -145,7 +149,7 @@ def choose_device(device: str, *, cuda: bool) -> torch.device | None:
         raise InputError("--cuda and --device cpu contradict each other; leave one of them out")
     if cuda and not torch.cuda.is_available():
         raise InputError("--cuda: torch sees no GPU here; leave --cuda out to train on the CPU")
-    with distributed.session("cuda" if cuda else device) as chosen:
+    with distributed.session("cuda" if cuda else device, timeout_minutes=timeout_minutes) as chosen:
         distributed.barrier()
         idle = distributed.world_size() - 1
         if idle:

@@ -168,6 +168,7 @@ def train_one_epoch(
         Diverged: The loss is not finite; the message names epoch, step and learning rate. A CPU stops before that
             step's update, a GPU at the end of the epoch or where it is stopped.
     """
+    distributed.enter(f"epoch {epoch}")
     encoder.train()
     gathered = Gathered() if gathered is None else gathered
     device, processes, done = indices.device, distributed.world_size(), len(gathered.rows)

@@ -25,6 +25,7 @@ READABLE_VERSIONS = (2, 3)
 FREE_ON_RESUME = {
     "cache_dir", "compile", "data_path", "debug", "device", "error_step", "local_rank", "logdir", "max_minutes",
     "no_strict", "others", "others_path", "parallel", "quiet", "resume", "resume_path", "save_step", "suffix",
+    "timeout_minutes",
 }  # fmt: skip
 SAFETY = 1.5  # of the time that saving has taken, kept free before a time limit
 
@@ -146,6 +147,7 @@ class Run:
         Raises:
             Diverged: The weights are not finite; the earlier checkpoint stays.
         """
+        distributed.enter(f"the saving of {self.place}")
         start = time.perf_counter()
         with self.naming_its_checkpoint():
             content = self._content()

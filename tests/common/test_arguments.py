@@ -14,6 +14,7 @@ from common.arguments import (
     add_contrast_args,
     add_data_args,
     add_encoder_args,
+    add_launcher_args,
     add_process_args,
     add_query_args,
     add_summary_args,
@@ -23,9 +24,23 @@ from common.parsing import Parser, number
 from evals.banks import CPU_BATCH
 
 GROUPS = {
-    "contrast": (add_data_args, add_encoder_args, add_augmentation_args, add_contrast_args, add_process_args),
-    "query": (add_data_args, add_encoder_args, add_augmentation_args, add_query_args, add_process_args),
-    "classifier": (add_data_args, add_classifier_args, add_process_args),
+    "contrast": (
+        add_data_args,
+        add_encoder_args,
+        add_augmentation_args,
+        add_contrast_args,
+        add_process_args,
+        add_launcher_args,
+    ),
+    "query": (
+        add_data_args,
+        add_encoder_args,
+        add_augmentation_args,
+        add_query_args,
+        add_process_args,
+        add_launcher_args,
+    ),
+    "classifier": (add_data_args, add_classifier_args, add_process_args, add_launcher_args),
     "summary": (add_summary_args,),
 }
 
@@ -78,6 +93,10 @@ BOUNDS = {
     ("contrast", "--initial_budget"): POSITIVE_INT,
     ("contrast", "--split_seed"): SEED,
     ("contrast", "--image_size"): ({"32": 32, "224": 224}, ["31", "225", "-1", *NOT_WHOLE]),
+    **dict.fromkeys(
+        [(command, "--timeout_minutes") for command in ("contrast", "query", "classifier")],
+        ({"0.05": 0.05, "30": 30.0, "1e6": 1e6}, ["0", "-1", "1000001", *NOT_FINITE]),
+    ),
     ("contrast", "--seed"): SEED,
     ("contrast", "--simclr_dim"): POSITIVE_INT,
     ("contrast", "--resize_factor"): (

@@ -182,5 +182,18 @@ def test_one_process_needs_no_group():
     distributed.barrier()
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed in /proc")
+def test_no_thread_of_the_group_is_left_for_the_end_of_the_interpreter(processes):
+    for found in processes:
+        assert found["threads"] and not any("gloo" in name for name in found["threads"]), found["threads"]
+
+
+def thread_names():
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+
 if __name__ == "__main__":
+    RANK = os.environ["RANK"]
     work(sys.argv[1])
+    path = Path(sys.argv[1]) / f"{RANK}.pt"
+    torch.save({**torch.load(path, weights_only=True), "threads": thread_names()}, path)
