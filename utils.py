@@ -440,7 +440,8 @@ class RunLog:
             self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=done + 1 if done else None)
 
     def _keep(self, done: int) -> None:
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        # What is no text is no line of an epoch: it goes, as a line does that a kill cut short.
+        lines = self._path.read_bytes().decode(errors="replace").splitlines() if self._path.exists() else []
         kept = [line for line in lines if _epoch_of(line) <= done]
         if len(kept) != len(lines):
             with atomic_write(self._path) as file:
@@ -464,5 +465,5 @@ class RunLog:
 def _epoch_of(line: str) -> float:
     try:
         return json.loads(line)["epoch"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")  # a line that a kill cut short

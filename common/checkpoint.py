@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from common.safe_checkpoint import Refused, check_checkpoint
 from common.safe_files import SMALL_JSON, check_fields, is_text
@@ -192,9 +192,24 @@ def load_weights(path: Path, encoder: nn.Module, *, strict: bool = True) -> None
         )
     if problems:
         warn(f"{path}: {'; '.join(problems)}; left as initialised (--no_strict)")
+    require_finite_weights(path, state)
     encoder.load_state_dict(
         {key: value for key, value in state.items() if key in own and key not in wrong_shape}, strict=False
     )
+
+
+def require_finite_weights(path: Path, state: dict[str, Tensor]) -> None:
+    """Checks a state_dict's values.
+
+    Raises:
+        InputError: A weight is NaN or infinite; the message names it.
+    """
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise InputError(
+            f"checkpoint {path} holds weights that are not finite ({_listing(bad)}): its training went wrong, train it "
+            "again"
+        )
 
 
 def _listing(keys: list[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from common.checkpoint import MODEL_FILE, PREVIOUS_FILE, RESUME_FILE, git_commit, load, load_last, versions
-from common.safe_files import SMALL_JSON, check_fields, is_number, is_text
+from common.safe_files import SMALL_JSON, check_fields, is_count, is_number, is_text
 from utils import LOG_FILE, InputError, duration, log, read_json, require_writable, write_json
 
 FORMAT_VERSION = 1
@@ -146,10 +146,21 @@ def file_digest(path: Path) -> str:
 
 
 def logged_seconds(folder: Path, epochs: int | None = None) -> list[float]:
-    """Seconds of each of the first epochs (or of all) in an encoder's log."""
+    """Seconds of each of the first epochs (or of all) in an encoder's log.
+
+    Raises:
+        InputError: The log is damaged.
+    """
     path = folder / LOG_FILE
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [json.loads(line)["seconds"] for line in lines[:epochs]]
+    try:
+        lines = path.read_bytes().decode().splitlines() if path.is_file() else []
+        seconds = [json.loads(line)["seconds"] for line in lines[:epochs]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is damaged ({reason}): restore it, or remove {folder} to train again") from None
+    if not all(is_number(value, 0) for value in seconds):
+        raise InputError(f"{path} is damaged (an epoch's seconds): restore it, or remove {folder} to train again")
+    return seconds
 
 
 def finished_epochs(folder: Path) -> tuple[int, bool]:
@@ -161,8 +172,13 @@ def finished_epochs(folder: Path) -> tuple[int, bool]:
     model = folder / MODEL_FILE
     if not any((folder / name).is_file() for name in (RESUME_FILE, PREVIOUS_FILE)):
         return 0, False
-    _, content = load_last(folder)
-    if not model.is_file():
-        return content["epoch"], False
-    weights = load(model)
-    return content["epoch"], all(torch.equal(weights[key], value) for key, value in content["model"].items())
+    path, content = load_last(folder)
+    if not isinstance(content, dict) or not is_count(content.get("epoch")) or not _is_state(content.get("model")):
+        raise InputError(f"{path} is no checkpoint of a run: restore it, or remove {folder} to train again")
+    weights = load(model) if model.is_file() else None
+    same = _is_state(weights) and weights.keys() == content["model"].keys()
+    return content["epoch"], same and all(torch.equal(weights[key], value) for key, value in content["model"].items())
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(entry, torch.Tensor) for entry in value.values())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.base import Dataset
+from datasets.base import Dataset, require_variety
 from datasets.digits import load_digits
 from datasets.folder import ANNOTATION, find_form, load_folder
 from datasets.mixed import load_sources, mix
@@ -42,11 +42,14 @@ def load_dataset(
         raise InputError(f"--dataset {name} is unknown; choose from {', '.join(LOADERS)}")
     path = Path(data_path).expanduser()
     if name == "folder":
-        return load_folder(name, path, image_size=image_size, cache_dir=cache_dir)
-    for flag, value in (("--image_size", image_size), ("--cache_dir", cache_dir)):
-        if value is not None:
-            raise InputError(f"{flag} {value} is for --dataset folder, not for {name}; leave it out")
-    return LOADERS[name](name, path)
+        data = load_folder(name, path, image_size=image_size, cache_dir=cache_dir)
+    else:
+        for flag, value in (("--image_size", image_size), ("--cache_dir", cache_dir)):
+            if value is not None:
+                raise InputError(f"{flag} {value} is for --dataset folder, not for {name}; leave it out")
+        data = LOADERS[name](name, path)
+    require_variety(data.train_images, str(path))
+    return data
 
 
 def load_data_and_split(

@@ -94,3 +94,20 @@ def check_labels(labels: np.ndarray, count: int, what: str) -> np.ndarray:
     if len(labels) and not (labels.min() >= 0 and labels.max() < MAX_CLASSES):
         raise InputError(f"{what} must lie in 0 .. {MAX_CLASSES - 1}, got {labels.min()} .. {labels.max()}")
     return labels
+
+
+def require_variety(images: np.ndarray, what: str) -> None:
+    """Checks that some image differs from the first.
+
+    Args:
+        images: uint8, (N, H, W, 3); they are looked at up to the first that does.
+        what: Where they come from, for the message.
+
+    Raises:
+        InputError: None does: there is nothing to learn from them.
+    """
+    if not any((image != images[0]).any() for image in images[1:]):
+        raise InputError(
+            f"{what}: all {len(images)} training images are the same, so nothing can be learned from them; check how "
+            "they were written (uint8 wants 0 to 255, and numbers from 0 to 1 become all black in it)"
+        )

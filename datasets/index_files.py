@@ -71,9 +71,9 @@ def numbered_files(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
-def write_index_file(folder: Path, content: IndexFile) -> Path:
-    """Writes cycle_N.json into the folder, atomically, and returns its path."""
-    path = index_path(folder, content.cycle)
+def write_index_file(folder: Path, content: IndexFile, *, name: str | None = None) -> Path:
+    """Writes cycle_N.json, or a file of another name, into the folder, atomically, and returns its path."""
+    path = Path(folder) / name if name else index_path(folder, content.cycle)
     write_json(path, {"format_version": FORMAT_VERSION, **dataclasses.asdict(content)})
     return path
 

@@ -61,6 +61,8 @@ def load_part(name: str, data_path: Path, *, train: bool) -> Part:
     with distributed.first_here():  # it downloads what is missing
         try:
             found = _open(name, data_path, train)
+        except InputError:
+            raise
         except RuntimeError:
             found = _download(name, data_path, train)
         except (ValueError, AssertionError, EOFError, IndexError, KeyError, TypeError) as error:
@@ -75,6 +77,11 @@ def load_part(name: str, data_path: Path, *, train: bool) -> Part:
 def _open(name: str, data_path: Path, train: bool, **options: bool) -> Any:
     if name == "svhn":
         return SOURCES[name](str(data_path), split="train" if train else "test", **options)
+    outdated = data_path / SOURCES[name].__name__ / "processed"
+    if not name.startswith("cifar") and outdated.exists():  # torchvision would read it unchecked instead of raw/
+        raise InputError(
+            f"{outdated} holds {name} as torchvision wrote it long ago; remove that folder, and raw/ is read"
+        )
     return SOURCES[name](str(data_path), train=train, **options)
 
 

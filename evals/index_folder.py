@@ -118,13 +118,15 @@ class IndexFolder:
         remove_leftovers(self.path, "cycle_*.json")
         if kept:
             return
+        # Written under another name at first: a full disk says so while an earlier query's files are still there.
+        first = write_index_file(self.path, self._content(self._initial, None), name=".cycle_0.json.new.tmp")
         for pattern in ("scores/cycle_*.png", "scores/cycle_*.npz"):
             for path in self.path.glob(pattern):
                 path.unlink()
         # The last one first: what a kill in between leaves is a query that can be continued.
         for number in sorted(numbered_files(self.path), reverse=True):
             index_path(self.path, number).unlink()
-        self._write(self._initial, None)
+        first.replace(index_path(self.path, 0))
 
     def summary(self) -> str:
         """What the folder holds of this query."""
@@ -136,16 +138,16 @@ class IndexFolder:
         """Writes a cycle's index file."""
         self.begin()
         if distributed.is_main():
-            self._write(cycle.split, cycle)
+            write_index_file(self.path, self._content(cycle.split, cycle))
         self.queried.append(cycle.result.indices)
 
-    def _write(self, split: Split, cycle: Cycle | None) -> None:
+    def _content(self, split: Split, cycle: Cycle | None) -> IndexFile:
         metrics = cycle.metrics if cycle else {"labeled": len(split.labeled), "pool": len(split.unlabeled)}
         if self._data.sources:
             indices = cycle.result.indices if cycle else split.unlabeled
             counts = self._data.count_by_source(indices)
             metrics = metrics | {"queried_by_source" if cycle else "pool_by_source": counts}
-        content = IndexFile(
+        return IndexFile(
             dataset=self._data.name,
             mismatch=split.mismatch,
             split_digest=split.digest,
@@ -159,7 +161,6 @@ class IndexFolder:
             metrics=metrics,
             seconds=round(cycle.seconds, 3) if cycle else 0.0,
         )
-        write_index_file(self.path, content)
 
 
 def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:

@@ -6,6 +6,7 @@ Usage: python -m evals.summary --index_dir DIR [--random_dir DIR] [--results res
 from __future__ import annotations
 
 import csv
+import io
 import statistics
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from common import arguments, plots
 from datasets.index_files import IndexFile, index_path, read_index_file
-from utils import InputError, atomic_write, finish, int64_digest, log, run_cli, set_quiet
+from utils import InputError, atomic_write, finish, int64_digest, log, require_writable, run_cli, set_quiet
 
 CLASSIFIER_SETTINGS = ("dataset", "mismatch", "recipe", "epochs", "batch_size", "lr")
 
@@ -54,6 +55,7 @@ def build_parser() -> arguments.Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     set_quiet(args.quiet)
+    require_writable(args.out_path or args.index_dir, "--out_path")
     queried = read_run(Path(args.index_dir))
     random = read_run(Path(args.random_dir)) if args.random_dir else []
     if random and random[0].split_digest != queried[0].split_digest:
@@ -100,16 +102,24 @@ def read_accuracies(path: Path, strategy: str) -> dict[str, list[float]]:
     if not path.is_file():
         raise InputError(f"--results {path} does not exist; it is written by train_classifier/main.py")
     accuracies: dict[str, dict[str, float]] = {}
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
     try:
+        rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline=""), strict=True))
         rows = [row for row in rows if row["strategy"] == strategy]
         for row in rows:
             if all(row[name] == rows[-1][name] for name in CLASSIFIER_SETTINGS):
-                accuracies.setdefault(row["index_digest"], {})[row["seed"]] = float(row["accuracy"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"--results {path} is no results.csv of the classifier ({error})") from None
+                accuracies.setdefault(row["index_digest"], {})[row["seed"]] = _accuracy(row["accuracy"])
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(
+            f"--results {path} is no results.csv of the classifier ({error}); give the file that it wrote"
+        ) from None
     return {digest: list(by_seed.values()) for digest, by_seed in accuracies.items()}
+
+
+def _accuracy(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 100:
+        raise ValueError(f"an accuracy of {text}")
+    return value
 
 
 def summarize(content: IndexFile, random: list[IndexFile], accuracies: dict[str, list[float]]) -> CycleSummary:

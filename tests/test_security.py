@@ -72,7 +72,7 @@ def test_cifar_of_another_checksum_is_not_unpickled(tmp_path, monkeypatch, name,
     def offline(*_, **__):
         raise ConnectionError("no network in this test")
 
-    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+    monkeypatch.setattr("torchvision.datasets.torchvision_sets.download_and_extract_archive", offline)
     with pytest.raises(InputError, match="could not be downloaded"):
         load_dataset(name, tmp_path)
     assert not trace.exists()
@@ -109,3 +109,14 @@ def test_a_link_in_a_files_place_is_replaced_not_followed(tmp_path):
         file.write(b"weights")
     assert victim.read_text() == "mine"
     assert not link.is_symlink() and link.read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+def test_mnist_in_a_format_that_torchvision_does_not_check_is_refused(tmp_path, name):
+    trace, folder = tmp_path / "executed", tmp_path / name / "processed"
+    folder.mkdir(parents=True)
+    for file in ("training.pt", "test.pt"):
+        (folder / file).write_bytes(pickle.dumps(Payload(trace), 2))
+    with pytest.raises(InputError, match="processed holds .* remove that folder"):
+        load_dataset({"MNIST": "mnist", "FashionMNIST": "fashion_mnist"}[name], tmp_path)
+    assert not trace.exists()

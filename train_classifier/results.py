@@ -49,6 +49,10 @@ class Row:
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 TYPES = typing.get_type_hints(Row)
+# From the lowest to the highest value of the columns that hold numbers.
+BOUNDS = dict.fromkeys(("accuracy", "best_epoch_accuracy"), (0, 100)) | {"mismatch": (0, 1)}
+BOUNDS |= dict.fromkeys(("epochs", "batch_size", "labeled"), (1, math.inf))
+BOUNDS |= dict.fromkeys(("cycle", "seed", "lr", "seconds"), (0, math.inf))
 OPTIONAL = "mismatch"  # the one column that may be empty
 
 
@@ -87,6 +91,10 @@ def _parse_row(line: list[str], path: Path, number: int) -> Row:
         raise InputError(_damaged(path, f"row {number}: {error}")) from None
     if not all(math.isfinite(value) for value in dataclasses.astuple(row) if isinstance(value, float)):
         raise InputError(_damaged(path, f"row {number} holds a number that is not finite"))
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(row, name)
+        if value is not None and not low <= value <= high:
+            raise InputError(_damaged(path, f"row {number}: {name} must be from {low} to {high:g}, got {value}"))
     return row
 
 
