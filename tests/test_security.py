@@ -72,7 +72,7 @@ def test_cifar_of_another_checksum_is_not_unpickled(tmp_path, monkeypatch, name,
     def offline(*_, **__):
         raise ConnectionError("no network in this test")
 
-    monkeypatch.setattr("torchvision.datasets.torchvision_sets.download_and_extract_archive", offline)
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
     with pytest.raises(InputError, match="could not be downloaded"):
         load_dataset(name, tmp_path)
     assert not trace.exists()
