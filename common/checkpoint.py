@@ -173,7 +173,7 @@ def load_weights(path: Path, encoder: nn.Module, *, strict: bool = True) -> None
         InputError: The file cannot be read, or (if strict) its keys or shapes do not fit; the message names them.
     """
     state = load(path)
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not is_state(state):
         raise InputError(f"checkpoint {path} is no state_dict; give the file last.model, not {RESUME_FILE}")
     state = {key: value for key, value in state.items() if not key.startswith(IGNORED_PREFIXES)}
     own = encoder.state_dict()
@@ -196,6 +196,11 @@ def load_weights(path: Path, encoder: nn.Module, *, strict: bool = True) -> None
     encoder.load_state_dict(
         {key: value for key, value in state.items() if key in own and key not in wrong_shape}, strict=False
     )
+
+
+def is_state(value: Any) -> bool:
+    """Whether something is a state_dict."""
+    return isinstance(value, dict) and all(isinstance(entry, Tensor) for entry in value.values())
 
 
 def require_finite_weights(path: Path, state: dict[str, Tensor]) -> None:
@@ -233,6 +238,8 @@ def restore_rng(state: dict[str, Any]) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
+    if not 0 <= position <= len(keys):  # NumPy would read whatever lies in memory there
+        raise ValueError(f"a random state at {position} of {len(keys)} numbers")
     np.random.set_state((name, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from common.checkpoint import MODEL_FILE, PREVIOUS_FILE, RESUME_FILE, git_commit, load, load_last, versions
+from common.checkpoint import MODEL_FILE, PREVIOUS_FILE, RESUME_FILE, git_commit, is_state, load, load_last, versions
 from common.safe_files import SMALL_JSON, check_fields, is_count, is_number, is_text
 from utils import LOG_FILE, InputError, duration, log, read_json, require_writable, write_json
 
@@ -173,12 +173,8 @@ def finished_epochs(folder: Path) -> tuple[int, bool]:
     if not any((folder / name).is_file() for name in (RESUME_FILE, PREVIOUS_FILE)):
         return 0, False
     path, content = load_last(folder)
-    if not isinstance(content, dict) or not is_count(content.get("epoch")) or not _is_state(content.get("model")):
+    if not isinstance(content, dict) or not is_count(content.get("epoch")) or not is_state(content.get("model")):
         raise InputError(f"{path} is no checkpoint of a run: restore it, or remove {folder} to train again")
     weights = load(model) if model.is_file() else None
-    same = _is_state(weights) and weights.keys() == content["model"].keys()
+    same = is_state(weights) and weights.keys() == content["model"].keys()
     return content["epoch"], same and all(torch.equal(weights[key], value) for key, value in content["model"].items())
-
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(entry, torch.Tensor) for entry in value.values())

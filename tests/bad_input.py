@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common import checkpoint
 from datasets import load_data_and_split
 from utils import read_json, write_json
 
@@ -26,7 +27,6 @@ WORDS = {
     "reproduce": f"{DATA} --model resnet8 --precision fp32 --scale 0.002 --runs 1 --split 1 --target 20 --out whole",
     "summary": "--index_dir query --random_dir random --results classifier/results.csv --out_path new",
 }
-RESUMED = f"{SHORT} --resume_path model/semantic"
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,30 @@ def swapped(one: str, other: str) -> Callable[[], object]:
     return damage
 
 
+def resumable(path: str = "model/semantic/last.ckpt", **changes: object) -> Callable[[], object]:
+    """A checkpoint of other content, whose checksum fits; a change may be a function of what was there."""
+
+    def damage() -> None:
+        content = checkpoint.load(Path(path))
+        for name, value in changes.items():
+            content[name] = value(content[name]) if callable(value) else value
+        checkpoint.save_sealed(Path(path), {name: value for name, value in content.items() if value is not None})
+
+    return damage
+
+
+def first_momentum(states: list[dict]) -> list[dict]:
+    """Optimizer states of which one tensor has another shape than its weight."""
+    states[0]["state"][0]["momentum_buffer"] = torch.zeros(2, 3)
+    return states
+
+
+def random_position(states: list[dict]) -> list[dict]:
+    """NumPy's random state at a place beyond its numbers."""
+    states[0]["numpy"][2] = 10**6
+    return states
+
+
 def without_settings() -> None:
     for mode in ("semantic", "distinctive"):
         Path(f"model/{mode}/args.json").unlink()
@@ -177,6 +201,13 @@ def other_image() -> int:
     return int(np.flatnonzero(data.train_labels > 1)[0])
 
 
+def resume(pattern: str, damage: Callable[[], object] | None = None, more: str = "") -> Case:
+    """A run that is to be continued."""
+    words = f"{DATA} {NET} {SHORT} --mode semantic --resume_path model/semantic {more}"
+    return Case("contrast", pattern, words, damage, whole=True)
+
+
+PREVIOUS = "model/semantic/last.prev.ckpt"
 CKPT, MODEL, ARGS = "model/semantic/last.ckpt", "model/semantic/last.model", "model/semantic/args.json"
 NPZ = "--dataset npz --data_path data.npz --target_classes 0 1 --initial_budget 6 --mismatch 0.2 --batch_size 8"
 NPZ_QUERY = "--dataset npz --data_path data.npz --target_classes 0 1 --initial_budget 6 --mismatch 0.2 --target 2"
@@ -252,6 +283,43 @@ CASES = {
     "no test image of a class": Case(
         "contrast", "the test set has no image of a target class", NPZ, arrays(test_labels=np.full(8, 3))
     ),
+    # contrast_main.py: a checkpoint to go on from
+    "resume in another folder": Case("contrast", "leave --logdir and --suffix out", "--resume_path model/semantic"),
+    "resume of garbage": resume("damaged or no checkpoint", lambda: [garbage(CKPT)(), garbage(PREVIOUS)()]),
+    "resume of a cut file": resume("damaged or no checkpoint", cut(CKPT)),
+    "resume of weights": resume("no resume checkpoint of format version", copied(MODEL, CKPT)),
+    "resume of settings": resume("damaged or no checkpoint", copied(ARGS, CKPT)),
+    "resume of the other mode": resume(
+        "--mode was distinctive, is semantic", copied("model/distinctive/last.ckpt", CKPT)
+    ),
+    "resume of another seed": resume("--seed was 0, is 3.*give the same", more="--seed 3"),
+    "resume of another network": resume("--model was resnet8, is resnet20", more="--model resnet20"),
+    "resume of another split": resume("belongs to another split; give the data and split flags", more="--split_seed 1"),
+    "resume of tomorrow": resume("no resume checkpoint of format version", resumable(format_version=99)),
+    "resume of NaN": resume(
+        "weights that are not finite", resumable(model=lambda m: {k: v * torch.nan for k, v in m.items()})
+    ),
+    "resume without weights": resume("lacks model; start a new run", resumable(model=None)),
+    "resume of weights in a list": resume(
+        "model has a wrong type or value", resumable(model=lambda m: list(m.values()))
+    ),
+    "resume of other weights": resume(
+        "does not fit this encoder", resumable(model=lambda m: {k: v[:1] for k, v in m.items() if v.dim()})
+    ),
+    "resume of an epoch in words": resume("epoch has a wrong type or value", resumable(epoch="one")),
+    "resume of epoch -1": resume("epoch has a wrong type or value", resumable(epoch=-1)),
+    "resume without optimizers": resume("lacks optimizers", resumable(optimizers=None)),
+    "resume of too few optimizers": resume("no states of such a run", resumable(optimizers=lambda o: o[:1])),
+    "resume of empty optimizers": resume("no states of such a run", resumable(optimizers=[{}, {}])),
+    "resume of another shape of momentum": resume(
+        "momentum_buffer of shape .2, 3.", resumable(optimizers=first_momentum)
+    ),
+    "resume of no random state": resume("no states of such a run", resumable(rng=[{}])),
+    "resume of a random state beyond its end": resume(
+        "a random state at 1000000 of 624", resumable(rng=random_position)
+    ),
+    "resume of settings in a list": resume("arguments has a wrong type or value", resumable(arguments=[])),
+    "resume of steps in words": resume("no states of such a run", resumable(gathered=[{"rows": "x"}])),
     # active_main.py: files of every kind in another's place
     "resume file as weights": Case("active", "give the file last.model", f"--load_semantic_path {CKPT}"),
     "settings as weights": Case(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,3 +149,16 @@ class LearningRate:
     def value(self) -> float:
         """The current learning rate."""
         return self._optimizer.param_groups[0]["lr"]
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Puts an optimizer back to where its ``state_dict`` says.
+
+    Raises:
+        ValueError: Its tensors are not of the parameters' shapes, which torch would find out at the next step only.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, own in optimizer.state.items():
+        for name, value in own.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} of shape {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")

@@ -14,8 +14,10 @@ from torch.optim import Optimizer
 
 from common import checkpoint, distributed
 from common.interruption import Interruption
+from common.safe_files import check_fields, is_count, is_text
 from datasets.mixed import data_name
 from training.engine import Gathered
+from training.optim import load_optimizer
 from utils import LOG_FILE, Diverged, InputError, remove_leftovers, require_writable, warn
 
 FORMAT_VERSION = 3  # 1: the order of an epoch was drawn on the CPU; 2: without a place within the epoch and a checksum
@@ -91,6 +93,32 @@ def find_run(folder: Path, *, resume: bool) -> bool:
 def _checkpoints(folder: Path) -> list[Path]:
     names = (checkpoint.RESUME_FILE, checkpoint.PREVIOUS_FILE)
     return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _is_list_of_states(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+CONTENT = {
+    "epoch": is_count,
+    "model": checkpoint.is_state,
+    "optimizers": _is_list_of_states,
+    "rng": _is_list_of_states,
+    "arguments": lambda value: isinstance(value, dict),
+    "split_digest": is_text,
+}
+
+
+@contextlib.contextmanager
+def _states_of_a_run(path: Path) -> Iterator[None]:
+    """Turns what a checkpoint of other content may raise into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise InputError(f"{path} holds no states of such a run ({reason}); start a new run") from None
 
 
 class Run:
@@ -213,13 +241,20 @@ class Run:
         """
         path, content = checkpoint.load_last(self._folder, device)
         self._check(path, content)
+        checkpoint.require_finite_weights(path, content["model"])
         try:
             self._encoder.load_state_dict(content["model"], strict=strict)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()[:200]
             raise InputError(f"{path} does not fit this encoder ({reason})") from None
-        for optimizer, state in zip(self._optimizers, content["optimizers"]):
-            optimizer.load_state_dict(state)
+        with _states_of_a_run(path):
+            self._put_back(path, content, device)
+        if len(set(distributed.gather_objects(self.place))) > 1:
+            raise InputError(f"the processes read different files from {self._folder}: give a folder that all share")
+
+    def _put_back(self, path: Path, content: dict[str, Any], device: torch.device) -> None:
+        for optimizer, state in zip(self._optimizers, content["optimizers"], strict=True):
+            load_optimizer(optimizer, state)
         self.epoch, self._good = content["epoch"], path
         saved = content.get("gathered")  # version 2 was written between epochs only
         if len(content["rng"]) == distributed.world_size():
@@ -232,8 +267,6 @@ class Run:
                 "effective batch is another one, and the result will not equal an uninterrupted run's"
                 + (f"; epoch {self.epoch + 1} starts again at its first step" if saved and saved[0]["sizes"] else "")
             )
-        if len(set(distributed.gather_objects(self.place))) > 1:
-            raise InputError(f"the processes read different files from {self._folder}: give a folder that all share")
 
     def _check(self, path: Path, content: Any) -> None:
         version = content.get("format_version") if isinstance(content, dict) else None
@@ -242,6 +275,7 @@ class Run:
                 f"{path} is no resume checkpoint of format version {FORMAT_VERSION} (or {READABLE_VERSIONS[0]}); start "
                 "a new run"
             )
+        check_fields(path, content, CONTENT, remedy="start a new run")
         if content["split_digest"] != self._split_digest:
             raise InputError(f"{path} belongs to another split; give the data and split flags of that run")
         earlier = content["arguments"]

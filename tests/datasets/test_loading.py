@@ -295,6 +295,7 @@ def test_npz_needs_target_classes(path):
 def test_npz_split(path):
     labels = np.arange(3000) % 3
     images = np.zeros((3000, 2, 2), dtype=np.uint8)
+    images[1] = 1
     np.savez(path, train_images=images, train_labels=labels, test_images=images[:9], test_labels=labels[:9])
     data, split = load_data_and_split("npz", path, mismatch=0.5, target_classes=(2,))
     assert len(split.labeled) == DEFAULT_BUDGET == 800
@@ -327,6 +328,7 @@ def source(monkeypatch):
                 raise RuntimeError("Dataset not found or corrupted. You can use download=True to download it")
             count = 6 if train else 3
             self.data = np.full((count, 32, 32, 3), 10 + train, dtype=np.uint8)
+            self.data[0] = 0
             self.targets = [index % 3 for index in range(count)]
 
     monkeypatch.setitem(torchvision_sets.SOURCES, "cifar10", FakeCIFAR10)
@@ -338,8 +340,8 @@ def test_cifar_found_is_used_as_it_is(source, tmp_path):
     assert source.calls == [(str(tmp_path), True, False), (str(tmp_path), False, False)]
     assert data.train_images.shape == (6, 32, 32, 3)
     assert data.test_images.shape == (3, 32, 32, 3)
-    assert (data.train_images == 11).all()
-    assert (data.test_images == 10).all()
+    assert (data.train_images[1:] == 11).all()
+    assert (data.test_images[1:] == 10).all()
     assert data.train_labels.tolist() == [0, 1, 2, 0, 1, 2]
     assert data.test_labels.tolist() == [0, 1, 2]
     assert data.train_labels.dtype == data.test_labels.dtype == np.int64
@@ -484,3 +486,14 @@ def test_the_parser_offers_what_can_be_loaded():
     from common.arguments import DATASETS
 
     assert tuple(LOADERS) == DATASETS
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_images_that_are_all_the_same_are_refused_and_one_other_is_enough(path, value):
+    same = np.full_like(IMAGES, value)
+    np.savez(path, **arrays(train_images=same))
+    with pytest.raises(InputError, match=r"all 6 training images are the same, so nothing can be learned .*check how"):
+        load_dataset("npz", path)
+    same[5, 4, 3, 2] = 7
+    np.savez(path, **arrays(train_images=same))
+    assert np.array_equal(load_dataset("npz", path).train_images, same)
