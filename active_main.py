@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         files = IndexFolder(
             folder, data=data, split=split, strategy=args.strategy, settings=settings | sources.record()
         )
-        left = files.resume() if args.resume else split
+        left = files.resume() if args.resume == "auto" else split
         distributed.require_same(files.summary(), f"the index files in {folder} are not the same at every process")
         if len(files.queried) >= args.split or not len(left.unlabeled):
             log(f"{files.summary()}: nothing is left to query (a larger --split adds cycles while the pool lasts)")

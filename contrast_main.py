@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_augmentation_args(parser)
     arguments.add_process_args(parser)
     arguments.add_launcher_args(parser)
+    arguments.add_resume_args(parser)
     arguments.add_limit_args(parser)
     arguments.add_precision_args(parser)
     return parser

@@ -126,9 +126,10 @@ def add_resume_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("resume")
     group.add_argument(
         "--resume",
-        choices=("auto",),
-        help="auto: continue what stopped in this folder, with the result of a run without a stop; a fresh start where "
-        "there is nothing to continue",
+        choices=("never", "auto"),
+        default="never",
+        help="auto: continue what the folder holds, with the result of a run without a stop, or start where it holds "
+        "nothing",
     )
 
 
@@ -216,12 +217,6 @@ def add_contrast_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--logdir", help="folder of the run (default: logs/ and a name made of the settings)")
     group.add_argument("--suffix", default="", help="appended to the folder's name")
-    group.add_argument(
-        "--resume",
-        choices=("never", "auto"),
-        default="never",
-        help="auto: continue exactly the run that the folder holds, or start it where there is none",
-    )
     group.add_argument(
         "--resume_path", metavar="DIR", help="folder of an unfinished run to continue exactly; it must be there"
     )
