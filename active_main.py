@@ -18,9 +18,10 @@ from common.lock import folder_lock
 from datasets import load_data_and_split
 from datasets.index_files import default_index_dir, index_path
 from datasets.split import Split
+from evals.annotation import advance, ask
 from evals.banks import Sources, default_batch, feature_banks, load_encoder, with_shift
 from evals.cycle_report import cycle_line, print_scores, save_scores
-from evals.cycles import query_cycles
+from evals.cycles import query_cycles, query_once
 from evals.features import Extraction, FeatureBank
 from evals.index_folder import IndexFolder, check_folder
 from evals.query import STRATEGIES
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = arguments.Parser(__doc__)
     arguments.add_query_args(parser)
+    arguments.add_annotation_args(parser)
     arguments.add_data_args(parser)
     arguments.add_encoder_args(parser)
     arguments.add_augmentation_args(parser)
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     set_quiet(args.quiet)
+    check_annotation_flags(args.annotate, labels=args.labels, partial=args.partial, resume=args.resume == "auto")
     strategy = STRATEGIES[args.strategy]
     paths = checkpoint_paths(
         strategy.needs, args.load_path, semantic=args.load_semantic_path, distinctive=args.load_feature_path
@@ -67,15 +70,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         precision = Precision.resolve(args.precision, device)
         precision.apply_to_products()
         data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
-        if not data.has_oracle:
-            raise InputError(f"nobody has labeled the images in {args.data_path}/unlabeled: give --annotate")
         folder = Path(args.index_dir or default_index_dir(ROOT, data.name, split.mismatch, args.strategy))
+        labels, state = data.train_labels, None
+        if args.annotate:
+            lock_index_dir(folder, locks)
+            state = advance(folder, data, split, file=args.labels, partial=args.partial, overwrite=args.overwrite)
+            if state is None:
+                return
+            split, labels = state.split, state.labels
+        elif not data.has_oracle:
+            raise InputError(f"nobody has labeled the images in {args.data_path}/unlabeled: give --annotate")
         if "distinctive" in strategy.needs:
             check_shift(args.shift_trans_type, data.image_size)
-        check_budget(split, data.train_labels, target=args.target, needs=strategy.needs)
-        require_writable(folder, "--index_dir")
-        locks.enter_context(folder_lock(folder))
-        check_folder(folder, overwrite=args.overwrite, resume=args.resume == "auto")
+        check_budget(split, labels, target=args.target, needs=strategy.needs)
+        if not args.annotate:
+            lock_index_dir(folder, locks)
+            check_folder(folder, overwrite=args.overwrite, resume=args.resume == "auto")
 
         views = Extraction(
             augmentation=Augmentation(args.resize_factor, args.resize_fix),
@@ -89,18 +99,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         how = {name: with_shift(views, shifts[name]) for name in strategy.needs}
         for name in strategy.needs:
             expected = {"mode": name, "dataset": args.dataset, "model": model, "shift_trans_type": shifts[name]}
-            checkpoint.check_run(paths[name], split_digest=split.digest, expected=expected)
-        everything = np.sort(np.concatenate([split.unlabeled, split.labeled]))
+            checkpoint.check_run(
+                paths[name], split_digest=split.digest, expected=expected, may_have_changed=args.annotate
+            )
+        everything = np.sort(np.concatenate([split.unlabeled, split.labeled, split.set_aside]))
         sources = Sources.of(paths, data.train_images, everything)
         settings = {name: getattr(args, name) for name in RECORDED} | {"precision": precision.name}
         if strategy.needs:
             settings |= {"model": model, "simclr_dim": args.simclr_dim, "shift_trans_type": args.shift_trans_type}
-        files = IndexFolder(
-            folder, data=data, split=split, strategy=args.strategy, settings=settings | sources.record()
-        )
+        settings |= sources.record()
+        files = IndexFolder(folder, data=data, split=split, strategy=args.strategy, settings=settings)
         left = files.resume() if args.resume == "auto" else split
         distributed.require_same(files.summary(), f"the index files in {folder} are not the same at every process")
-        if len(files.queried) >= args.split or not len(left.unlabeled):
+        if not args.annotate and (len(files.queried) >= args.split or not len(left.unlabeled)):
             log(f"{files.summary()}: nothing is left to query (a larger --split adds cycles while the pool lasts)")
             return
 
@@ -125,20 +136,28 @@ def main(argv: Sequence[str] | None = None) -> None:
             cache=cache,
             dtype=args.feature_dtype,
             device=device,
-            check=functools.partial(serve_stop, interruption, files, lost="what was being extracted is lost"),
+            check=functools.partial(
+                serve_stop, interruption, files, lost="what was being extracted is lost", annotate=args.annotate
+            ),
         )
+        scoring = {"target": args.target, "k": args.k, "t": args.t, "seed": args.seed, "device": device}
+        if state:
+            cycle = query_once(split, labels, banks, strategy, number=state.cycle + 1, **scoring)
+            if args.print_score:
+                print_scores(cycle)
+            if args.save_score and distributed.is_main():
+                save_scores(folder / "scores", cycle)
+            root = Path(args.data_path).expanduser()
+            ask(folder, root, state, data, cycle, strategy=args.strategy, settings=settings)
+            return
         for cycle in query_cycles(
             split,
             data.train_labels,
             banks,
             strategy,
             cycles=args.split,
-            target=args.target,
             done=tuple(files.queried),
-            k=args.k,
-            t=args.t,
-            seed=args.seed,
-            device=device,
+            **scoring,
         ):
             log(cycle_line(cycle, data))
             if args.print_score:
@@ -161,14 +180,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def serve_stop(interruption: Interruption, files: IndexFolder, *, lost: str) -> None:
+def lock_index_dir(folder: Path, locks: contextlib.ExitStack) -> None:
+    """Keeps other runs out of the index folder for as long as ``locks`` is held.
+
+    Raises:
+        InputError: It cannot be written, or another run has it.
+    """
+    require_writable(folder, "--index_dir")
+    locks.enter_context(folder_lock(folder))
+
+
+def serve_stop(interruption: Interruption, files: IndexFolder, *, lost: str, annotate: bool = False) -> None:
     """Stops here if a signal or the time limit asks for it.
 
     Raises:
         Interrupted: It does; the message says what is on disk and what is lost.
     """
     if interruption.agreed():
-        raise interruption.stop(f"{files.summary()}; {lost}; --resume auto continues")
+        kept = f"labels are in {files.path} as far as they were given" if annotate else files.summary()
+        how = "the same command" if annotate else "--resume auto"
+        raise interruption.stop(f"{kept}; {lost}; {how} continues")
 
 
 def features_lost(banks: dict[str, FeatureBank], cache: Path | None) -> str:
@@ -176,6 +207,20 @@ def features_lost(banks: dict[str, FeatureBank], cache: Path | None) -> str:
     if banks and cache is None:
         return "the features will be extracted again (--feature_cache would keep them)"
     return "nothing is lost"
+
+
+def check_annotation_flags(annotate: bool, *, labels: str | None, partial: bool, resume: bool) -> None:
+    """Refuses a flag that would do nothing.
+
+    Raises:
+        InputError: --labels without --annotate, --partial without --labels, or --resume auto with --annotate.
+    """
+    if annotate and resume:
+        raise InputError("--annotate goes on where the labels are by itself: leave --resume auto out")
+    if labels and not annotate:
+        raise InputError(f"--labels {labels} goes with --annotate; give both")
+    if partial and not labels:
+        raise InputError("--partial says how to take --labels CSV; give both")
 
 
 def checkpoint_paths(

@@ -310,6 +310,27 @@ def add_query_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--overwrite", action="store_true", help="replace the index files of an earlier query")
 
 
+def add_annotation_args(parser: argparse.ArgumentParser) -> None:
+    """The query of images that people label: active_main.py --annotate."""
+    group = parser.add_argument_group("annotation by people (--dataset folder)")
+    group.add_argument(
+        "--annotate",
+        action="store_true",
+        help="make one query and write it to cycle_N/ beside the index files: label.html to label it in a browser, "
+        "to_label.csv and contact_sheet.png",
+    )
+    group.add_argument(
+        "--labels",
+        metavar="CSV",
+        help="first take the labels of the query before from this file, which label.html saved or somebody filled in",
+    )
+    group.add_argument(
+        "--partial",
+        action="store_true",
+        help="take --labels though some are missing, and return those images to the pool",
+    )
+
+
 def add_classifier_args(parser: argparse.ArgumentParser) -> None:
     """The classifier: train_classifier/main.py."""
     group = parser.add_argument_group("classifier")

@@ -261,13 +261,15 @@ def write_args(folder: Path, arguments: dict[str, Any], *, split_digest: str, pr
     )
 
 
-def check_run(model_path: Path, *, split_digest: str, expected: dict[str, Any]) -> None:
+def check_run(model_path: Path, *, split_digest: str, expected: dict[str, Any], may_have_changed: bool = False) -> None:
     """Compares the args.json beside a checkpoint with what this stage was given; without one it only warns.
 
     Args:
         model_path: The checkpoint.
         split_digest: Digest of this stage's split.
         expected: Arguments that must agree, by name.
+        may_have_changed: Whether another split is no error: people add images to a folder, and an encoder trained on
+            those before encodes the new ones, too.
 
     Raises:
         InputError: Another split, or another value of an argument.
@@ -284,7 +286,9 @@ def check_run(model_path: Path, *, split_digest: str, expected: dict[str, Any]) 
     if version != ARGS_VERSION:
         raise InputError(f"{args_path} is of format version {version} and this code reads {ARGS_VERSION}; {remedy}")
     check_fields(args_path, record, {"split_digest": is_text}, remedy=remedy)
-    if record.get("split_digest") != split_digest:
+    if record.get("split_digest") != split_digest and may_have_changed:
+        log(f"warning: {model_path} was trained before the folder changed; train again once much of it is new")
+    elif record.get("split_digest") != split_digest:
         raise InputError(
             f"{model_path} was trained on another split (digest {str(record.get('split_digest'))[:12]}, here "
             f"{split_digest[:12]}); give its training's --dataset, --mismatch, --target_classes, --initial_budget and "

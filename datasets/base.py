@@ -25,6 +25,7 @@ class Dataset:
         num_classes: Labels are 0 .. num_classes - 1.
         class_names: One name per class.
         paths: Of images from a folder: each train image's path within it (POSIX, as os.fsdecode gives it).
+        digests: SHA-256 of each such file; no two are the same.
         sources: Where a mixed pool's images come from, by name, the data set itself first; else nothing.
         source_numbers: Position in ``sources`` of each train image, int64 (N,).
         digest: SHA-256 of files and paths, where indices alone do not say which images are meant.
@@ -38,6 +39,7 @@ class Dataset:
     num_classes: int
     class_names: tuple[str, ...]
     paths: tuple[str, ...] | None = None
+    digests: tuple[str, ...] | None = None
     sources: tuple[str, ...] = ()
     source_numbers: np.ndarray | None = None
     digest: str | None = None

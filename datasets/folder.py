@@ -111,6 +111,7 @@ def load_folder(
         num_classes=len(class_names),
         class_names=class_names,
         paths=tuple(entry.path for entry in index.entries[:count]),
+        digests=tuple(entry.sha256 for entry in index.entries[:count]),
         # A test set may be added to the annotation form: neither encoders nor queries depend on it.
         digest=content_digest(index.entries[:count] if form.pool else index.entries, size),
     )

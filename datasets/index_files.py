@@ -1,6 +1,9 @@
 """Index files: what one query cycle hands to the classifier, as JSON.
 
 cycle_0.json holds the initial labeled set, so that the classifier has no special case.
+
+Format version 1 has indices alone. Version 2, of a query whose labels people give, also has the labels, and names each
+image by path and content, see datasets.annotations.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import numpy as np
 from common.safe_files import SMALL_JSON, is_count, is_number, is_text
 from utils import InputError, read_json, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+ANNOTATED = ("class_names", "labels", "files")  # fields of version 2 only
 BYTES_PER_IMAGE = 64  # in the text: an image stands in two lists at most, indented, by a number of 19 digits at most
 
 
@@ -37,6 +41,9 @@ class IndexFile:
         settings: k, t, target, seed and the like: whatever the query wants on record.
         metrics: Precision, recall and so on of this cycle.
         seconds: Time that the cycle took.
+        class_names: Names of ``target_classes``; like the next two, None where the data set knows all labels.
+        labels: Place of each labeled image's class in ``target_classes``.
+        files: Path and SHA-256 of each image of ``labeled``, ``queried`` and ``set_aside``, by these names.
     """
 
     dataset: str
@@ -51,6 +58,9 @@ class IndexFile:
     settings: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    class_names: list[str] | None = None
+    labels: list[int] | None = None
+    files: dict[str, list[list[str]]] | None = None
 
 
 def default_index_dir(root: Path, dataset: str, mismatch: float | None, strategy: str) -> Path:
@@ -74,7 +84,10 @@ def numbered_files(folder: Path) -> list[int]:
 def write_index_file(folder: Path, content: IndexFile, *, name: str | None = None) -> Path:
     """Writes cycle_N.json, or a file of another name, into the folder, atomically, and returns its path."""
     path = Path(folder) / name if name else index_path(folder, content.cycle)
-    write_json(path, {"format_version": FORMAT_VERSION, **dataclasses.asdict(content)})
+    fields = dataclasses.asdict(content)
+    if content.files is None:
+        fields = {name: value for name, value in fields.items() if name not in ANNOTATED}
+    write_json(path, {"format_version": 1 if content.files is None else 2, **fields})
     return path
 
 
@@ -93,11 +106,12 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
     limit = None if n_images is None else SMALL_JSON + BYTES_PER_IMAGE * n_images
     raw = read_json(path, limit=limit)
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if not is_count(version) or version != FORMAT_VERSION:
-        raise InputError(f"{path} is no index file of format version {FORMAT_VERSION}; write it with active_main.py")
+    if not is_count(version) or version not in FORMAT_VERSIONS:
+        versions = " or ".join(map(str, FORMAT_VERSIONS))
+        raise InputError(f"{path} is no index file of format version {versions}; write it with active_main.py")
     raw.pop("format_version")
-    fields = {entry.name: entry for entry in dataclasses.fields(IndexFile)}
-    if set(raw) != set(fields):
+    fields = {entry.name for entry in dataclasses.fields(IndexFile)} - ({*ANNOTATED} if version == 1 else set())
+    if set(raw) != fields:
         raise InputError(f"{path}: wrong fields {sorted(set(raw) ^ set(fields))}; write it with active_main.py")
     checks = {
         "dataset": _is_name(raw["dataset"]),
@@ -111,6 +125,8 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
     }
     for name in ("target_classes", "labeled", "queried", "set_aside"):
         checks[name] = isinstance(raw[name], list) and all(map(is_count, raw[name]))
+    if version == 2 and all(checks.values()):
+        checks |= _annotated_checks(raw)
     bad = [name for name, good in checks.items() if not good]
     if bad:
         raise InputError(f"{path}: {bad[0]} has a wrong type or value; write the file with active_main.py")
@@ -143,6 +159,27 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
 def _is_name(value: Any) -> bool:
     """A name that is no path and fits into a table."""
     return is_text(value) and re.fullmatch(r"[\w-][\w.+-]{0,99}", value) is not None
+
+
+def _annotated_checks(raw: dict[str, Any]) -> dict[str, bool]:
+    """Whether each field of version 2 has the right type and length; the others are checked already."""
+    names, labels, files = raw["class_names"], raw["labels"], raw["files"]
+    count = len(raw["target_classes"])
+    listed = ("labeled", "queried", "set_aside")
+    return {
+        "class_names": _are_strings(names) and len(names) == len(set(names)) == count,
+        "labels": isinstance(labels, list)
+        and len(labels) == len(raw["labeled"])
+        and all(is_count(label) and label < count for label in labels),
+        "files": isinstance(files, dict)
+        and set(files) == set(listed)
+        and all(isinstance(files[name], list) and len(files[name]) == len(raw[name]) for name in listed)
+        and all(_are_strings(pair) and len(pair) == 2 for name in listed for pair in files[name]),
+    }
+
+
+def _are_strings(values: Any) -> bool:
+    return isinstance(values, list) and all(map(is_text, values))
 
 
 def _is_metric(item: tuple[str, Any]) -> bool:

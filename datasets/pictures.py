@@ -130,6 +130,21 @@ def decode(content: io.BytesIO, size: int) -> tuple[np.ndarray, str]:
                 raise _damaged(error) from None
 
 
+def read_thumbnail(path: str | os.PathLike, side: int) -> Image.Image | None:
+    """The whole image of a file, uncropped, brought to at most ``side`` pixels; None if it cannot be read any more."""
+    try:
+        content, _ = _read(os.fspath(path))
+        with strict_and_quiet(), content, Image.open(content, formats=FORMATS) as image:
+            if image.format == "JPEG":
+                image.draft(image.mode, (2 * side, 2 * side))
+            image.load()
+            thumbnail = to_rgb(_upright(image))[0]
+            thumbnail.thumbnail((side, side))
+            return thumbnail
+    except Exception:  # whatever is wrong with the file, the pixels that were read before do as well
+        return None
+
+
 def _too_many_pixels() -> Unusable:
     return Unusable("too large", f"more than {Image.MAX_IMAGE_PIXELS} pixels")
 

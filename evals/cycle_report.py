@@ -62,9 +62,13 @@ def save_scores(folder: Path, cycle: Cycle) -> None:
         arrays["pseudo_class"] = cycle.inputs.scores.pseudo_class.cpu().numpy()
     pool = cycle.inputs.pool
     with atomic_write(folder / f"cycle_{cycle.number}.npz") as file:
-        np.savez(file, indices=pool, queried=cycle.result.indices, is_target=cycle.is_target, **arrays)
-    queried = np.isin(pool, cycle.result.indices)
-    groups = {"target": cycle.is_target, "other": ~cycle.is_target, "queried": queried}
+        known = {} if cycle.is_target is None else {"is_target": cycle.is_target}
+        np.savez(file, indices=pool, queried=cycle.result.indices, **known, **arrays)
+    if cycle.is_target is None:
+        groups = {"pool": np.ones(len(pool), dtype=bool)}
+    else:
+        groups = {"target": cycle.is_target, "other": ~cycle.is_target}
+    groups["queried"] = np.isin(pool, cycle.result.indices)
     score = arrays["query_score"]
     plots.plot_histogram(
         folder / f"cycle_{cycle.number}.png",

@@ -30,8 +30,9 @@ class Cycle:
         utilities: What it said, (U, C).
         result: The query.
         split: After the oracle's answer.
-        is_target: Whether each image of ``inputs.pool`` is a target, looked up after the query, (U,).
-        metrics: See evals.metrics, and auroc_semantic, auroc_utility, labeled, pool.
+        is_target: Whether each image of ``inputs.pool`` is a target, looked up after the query, (U,); None where
+            nobody knows.
+        metrics: See evals.metrics, and auroc_semantic, auroc_utility, labeled, pool; empty before the oracle's answer.
         seconds: Scoring, query and annotation together.
     """
 
@@ -40,7 +41,7 @@ class Cycle:
     utilities: Tensor
     result: QueryResult
     split: Split
-    is_target: np.ndarray
+    is_target: np.ndarray | None
     metrics: dict[str, Any]
     seconds: float
 
@@ -90,15 +91,7 @@ def query_cycles(
         if not len(split.unlabeled):
             return
         start = time.perf_counter()
-        inputs = QueryInputs(
-            pool=split.unlabeled,
-            labeled=split.labeled,
-            labeled_classes=split.class_numbers(labels[split.labeled]),
-            num_classes=len(split.target_classes),
-            scores=loop.scores(split.unlabeled),
-            banks=banks,
-            rng=np.random.default_rng([seed, number]),
-        )
+        inputs = loop.inputs(split, labels, np.random.default_rng([seed, number]))
         utilities = strategy.utilities(inputs)
         result = select(utilities, inputs, target=target)
         before, split = split, loop.annotate(split, result.indices, labels)
@@ -113,6 +106,42 @@ def query_cycles(
         metrics |= _pool_auroc(inputs.scores, utilities, is_target)
         metrics |= {"labeled": len(split.labeled), "pool": len(split.unlabeled)}
         yield Cycle(number, inputs, utilities, result, split, is_target, metrics, seconds)
+
+
+def query_once(
+    split: Split,
+    labels: np.ndarray,
+    banks: dict[str, FeatureBank],
+    strategy: Strategy,
+    *,
+    number: int,
+    target: int,
+    k: float = 100.0,
+    t: float = 0.9,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Cycle:
+    """Queries for one cycle and asks no oracle; the same images as query_cycles would after the same answers.
+
+    Args:
+        split: What is labeled by now, and the pool.
+        labels: Of all train images, (N,); those of the pool are not looked at.
+        banks: Features by encoder.
+        strategy: What to query.
+        number: Of the cycle, from 1.
+        target: Images per class.
+        k: Steepness of the semantic score.
+        t: Its zero.
+        seed: Of the strategy's random stream.
+        device: Where the scores are computed.
+    """
+    start = time.perf_counter()
+    loop = _Loop(banks, num_classes=len(split.target_classes), k=k, t=t, device=device)
+    loop.add(split.labeled, split.class_numbers(labels[split.labeled]))
+    inputs = loop.inputs(split, labels, np.random.default_rng([seed, number]))
+    utilities = strategy.utilities(inputs)
+    result = select(utilities, inputs, target=target)
+    return Cycle(number, inputs, utilities, result, split, None, {}, time.perf_counter() - start)
 
 
 class _Loop:
@@ -135,6 +164,18 @@ class _Loop:
         joined = after.labeled[len(split.labeled) :]
         self.add(joined, after.class_numbers(labels[joined]))
         return after
+
+    def inputs(self, split: Split, labels: np.ndarray, rng: np.random.Generator) -> QueryInputs:
+        """What a strategy sees of the pool."""
+        return QueryInputs(
+            pool=split.unlabeled,
+            labeled=split.labeled,
+            labeled_classes=split.class_numbers(labels[split.labeled]),
+            num_classes=len(split.target_classes),
+            scores=self.scores(split.unlabeled),
+            banks=self._banks,
+            rng=rng,
+        )
 
     def scores(self, indices: np.ndarray) -> PoolScores:
         if not self._banks:

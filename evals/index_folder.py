@@ -177,7 +177,21 @@ def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
             f"{folder} already holds index files ({earlier[0]}, ...): give --resume auto to continue that query, "
             "--overwrite to replace them, or another --index_dir"
         )
+    labeled = [name for name in earlier if holds_answers(folder / name)]
+    if labeled:
+        raise InputError(
+            f"{folder / labeled[-1]} holds labels that people gave, which no query replaces: give another --index_dir"
+        )
     distributed.barrier()  # every process has looked before the first one writes
+
+
+def holds_answers(path: Path) -> bool:
+    """Whether an index file is of a query with --annotate; what cannot be read is not."""
+    try:
+        content = read_json(path)
+    except InputError:
+        return False
+    return isinstance(content, dict) and content.get("files") is not None
 
 
 def _other_ways() -> str:

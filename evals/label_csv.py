@@ -144,6 +144,24 @@ def read_labels(
     return {image: found[image][1] for image in asked if image in found}
 
 
+def is_about(path: Path, asked: Sequence[str]) -> bool:
+    """Whether all images of a table are among those of a query, whatever their labels.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    names = Lookup(asked)
+    try:
+        found = [names.find(place) for _, place, _ in _cells(path)]
+    except AmbiguousName:
+        return False
+    return bool(found) and None not in found
+
+
+class AmbiguousName(InputError):
+    """A cell may mean several names."""
+
+
 def _class_of(label: str, names: Lookup, classes: Sequence[str]) -> str | None:
     if names.exact(label) is None and _plain(label) == OTHER:
         return None
@@ -266,14 +284,14 @@ class Lookup:
         """The name that the cell means, or None.
 
         Raises:
-            InputError: It may be several.
+            AmbiguousName: It may be several.
         """
         if (name := self.exact(cell)) is not None:
             return name
         for text in (_unguarded(cell.strip()), cell):
             if meant := self._plain.get(_plain(text)):
                 if len(meant) > 1:
-                    raise InputError(f"{_shown(cell)} may be {_listing(meant)}; write it exactly as it is")
+                    raise AmbiguousName(f"{_shown(cell)} may be {_listing(meant)}; write it exactly as it is")
                 return meant[0]
         return None
 

@@ -39,8 +39,10 @@ from common.interruption import Interruption  # noqa: E402
 from common.lock import folder_lock  # noqa: E402
 from common.plots import plot_accuracy  # noqa: E402
 from datasets import Dataset, Split, load_data_and_split  # noqa: E402
+from datasets.annotations import locate  # noqa: E402
 from datasets.index_files import default_index_dir, index_path, read_index_file  # noqa: E402
 from train_classifier.engine import LabeledImages, Settings, train_together  # noqa: E402
+from train_classifier.folds import FOLDS, held_out  # noqa: E402
 from train_classifier.network import build_network  # noqa: E402
 from train_classifier.results import Row, append_row, find_row, format_table, read_rows, summarize  # noqa: E402
 from utils import (  # noqa: E402
@@ -93,11 +95,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         data, split = load_data_and_split(args.dataset, args.data_path, **split_settings(args))
         if len(split.target_classes) < 2:
             raise InputError(f"--target_classes {split.target_classes[0]}: a classifier needs at least two classes")
-        if not len(split.test):
-            raise InputError(
-                f"{args.data_path} has no test images, on which the accuracy is measured: put some of each class into "
-                "test/<class>/"
-            )
         index_dir, out_dir = folders(
             args.index_dir, args.out_path, dataset=data.name, mismatch=split.mismatch, strategy=args.strategy
         )
@@ -118,11 +115,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"seed(s) each, {min(together, args.runs)} at a time, recipe {args.recipe}, {args.epochs} epoch(s), "
             f"{len(split.test)} test images, on {device}"
         )
-        test = LabeledImages.from_numpy(*test_set(data, split), device)
+        test = LabeledImages.from_numpy(*test_set(data, split), device) if len(split.test) else None
+        if test is None:
+            log(
+                f"no test images (test/<class>/ of the folder): seed s is measured on fold s mod {FOLDS} of the labeled "
+                "images and trained on the others; as people and queries picked them, that is a rough guide only"
+            )
         for cycle in cycles:
             train_cycle(
                 cycle,
                 test,
+                device=device,
                 num_classes=len(split.target_classes),
                 seeds=seeds,
                 together=together,
@@ -200,26 +203,31 @@ def read_cycle(folder: Path, number: int, *, data: Dataset, split: Split) -> Cyc
             f"{path} does not exist; run active_main.py first (same --dataset and --mismatch), "
             "or choose fewer cycles with --split or --number"
         )
-    content = read_index_file(path, split_digest=split.digest, n_images=len(data.train_labels))
+    checks = {"split_digest": split.digest, "n_images": len(data.train_labels)}
+    content = read_index_file(path, **(checks if data.has_oracle else {}))  # people's labels stand by the images' names
     if (content.dataset, content.cycle) != (data.name, number):
         raise InputError(f"{path} is of {content.dataset}, cycle {content.cycle}; expected {data.name}, cycle {number}")
-    labeled = np.asarray(content.labeled, dtype=np.int64)
-    strangers = labeled[~np.isin(data.train_labels[labeled], split.target_classes)]
+    labeled, labels = np.asarray(content.labeled, dtype=np.int64), data.train_labels
+    if content.files is not None:
+        located = locate(content, str(path), data)
+        located.warn(path.name)
+        labeled, labels = located.labeled, located.labels
+    strangers = labeled[~np.isin(labels[labeled], split.target_classes)]
     if len(strangers):
         raise InputError(
-            f"{path}: labeled image {strangers[0]} is of class {data.train_labels[strangers[0]]}, "
+            f"{path}: labeled image {strangers[0]} is of class {labels[strangers[0]]}, "
             "which is no target class; write the file again with active_main.py"
         )
     if len(labeled) < 2:
         raise InputError(f"{path} has {len(labeled)} labeled image; training needs at least 2")
-    images, classes = data.train_images[labeled], split.class_numbers(data.train_labels[labeled])
+    images, classes = data.train_images[labeled], split.class_numbers(labels[labeled])
     columns = {
         "dataset": data.name,
         "mismatch": split.mismatch,
         "strategy": content.strategy,
         "cycle": number,
         "labeled": len(labeled),
-        "index_digest": int64_digest(labeled),
+        "index_digest": int64_digest(content.labeled),
         "data_digest": data_digest(images, classes, *test_set(data, split)),
     }
     return Cycle(images, classes, columns)
@@ -266,8 +274,9 @@ def serve_stop(interruption: Interruption, results: Path, lost: str) -> None:
 
 def train_cycle(
     cycle: Cycle,
-    test: LabeledImages,
+    test: LabeledImages | None,
     *,
+    device: torch.device,
     num_classes: int,
     seeds: Sequence[int],
     together: int,
@@ -279,7 +288,8 @@ def train_cycle(
 
     Args:
         cycle: What to train on.
-        test: On the device that trains.
+        test: On the device that trains; None to hold out a fold of the labeled images for each seed.
+        device: That device.
         num_classes: Outputs of the classifiers.
         seeds: One classifier each.
         together: How many of them are trained in step; an interruption loses them all.
@@ -290,19 +300,20 @@ def train_cycle(
     Raises:
         Diverged: The loss of a seed is not finite; the others of its group have been added.
     """
-    data = LabeledImages.from_numpy(cycle.images, cycle.classes, test.labels.device)
     columns = {**cycle.columns, **dataclasses.asdict(settings)}
     kept = {seed: find_row(read_rows(results), {**columns, "seed": seed}) for seed in seeds}
     for row in filter(None, kept.values()):
         log_row(row, f"kept from {results.name}")
     missing = [seed for seed, row in kept.items() if row is None]
+    together = 1 if test is None else together  # a fold each
     for start in range(0, len(missing), together):
         group = missing[start : start + together]
         begin = time.perf_counter()
-        networks = [build_network(num_classes, seed=seed).to(test.labels.device) for seed in group]
+        data, measured = images_of(cycle, test, seed=group[0], device=device)
+        networks = [build_network(num_classes, seed=seed).to(device) for seed in group]
         name = f"cycle {cycle.columns['cycle']}, seed {', '.join(map(str, group))}"
         outcomes = train_together(
-            networks, data, test, seeds=group, settings=settings, check=functools.partial(check, name)
+            networks, data, measured, seeds=group, settings=settings, check=functools.partial(check, name)
         )
         seconds = round((time.perf_counter() - begin) / len(group), 3)
         for seed, reached in zip(group, outcomes, strict=True):
@@ -314,6 +325,18 @@ def train_cycle(
         for failure in outcomes:
             if isinstance(failure, Diverged):
                 raise failure
+
+
+def images_of(
+    cycle: Cycle, test: LabeledImages | None, *, seed: int, device: torch.device
+) -> tuple[LabeledImages, LabeledImages]:
+    """What a seed's classifier is trained and what it is measured on, see train_cycle."""
+    if test is not None:
+        return LabeledImages.from_numpy(cycle.images, cycle.classes, device), test
+    chosen = held_out(cycle.classes, seed=seed)
+    return tuple(
+        LabeledImages.from_numpy(cycle.images[part], cycle.classes[part], device) for part in (~chosen, chosen)
+    )
 
 
 def log_row(row: Row, source: str) -> None:

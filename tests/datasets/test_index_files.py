@@ -129,12 +129,14 @@ def test_default_place(tmp_path, dataset, mismatch, strategy, place):
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "null", '"cycle"', "{}", '{"format_version": 2}', '{"format_version": "1"}', '{"labeled": [1, 2]}']
+    "text", ["[]", "null", '"cycle"', "{}", '{"format_version": 3}', '{"format_version": "1"}', '{"labeled": [1, 2]}']
 )
 def test_something_else_than_an_index_file(tmp_path, text):
     path = tmp_path / "cycle_0.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"cycle_0.json is no index file of format version 1; write it with active_"):
+    with pytest.raises(
+        InputError, match=r"cycle_0.json is no index file of format version 1 or 2; write it with active_"
+    ):
         read_index_file(path)
 
 
@@ -147,7 +149,7 @@ def test_missing_and_damaged_files(tmp_path):
         read_index_file(path)
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in dataclasses.fields(IndexFile)])
+@pytest.mark.parametrize("name", [entry.name for entry in dataclasses.fields(IndexFile)][:-3])
 def test_every_field_must_be_there(written, name):
     with pytest.raises(InputError, match=re.escape(f"wrong fields ['{name}']")):
         read_index_file(written(**{name: None}))
@@ -305,3 +307,67 @@ def test_a_pickle_in_the_place_of_an_index_file_is_not_executed(tmp_path):
         with pytest.raises(InputError, match="is not valid JSON"):
             read_index_file(path)
         assert not trace.exists()
+
+
+# Version 2: labels that people gave
+
+ANNOTATED = dataclasses.replace(
+    CONTENT,
+    dataset="folder",
+    mismatch=None,
+    class_names=["cat", "dog"],
+    labels=[0, 1, 1],
+    files={
+        "labeled": [["unlabeled/a.png", "aa"], ["labeled/dog/b.png", "bb"], ["unlabeled/c \udcff.png", "cc"]],
+        "queried": [["unlabeled/c.png", "cc"], ["unlabeled/d.png", "dd"]],
+        "set_aside": [["unlabeled/d.png", "dd"]],
+    },
+)
+
+
+def test_version_2_round_trip(tmp_path):
+    path = write_index_file(tmp_path, ANNOTATED)
+    assert json.loads(path.read_text())["format_version"] == 2
+    assert read_index_file(path) == ANNOTATED
+
+
+def test_version_1_stays_as_it_was(tmp_path):
+    raw = json.loads(write_index_file(tmp_path, CONTENT).read_text())
+    assert raw["format_version"] == 1
+    assert not {"class_names", "labels", "files"} & set(raw)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("class_names", ["cat"]),
+        ("class_names", ["cat", "cat"]),
+        ("class_names", ["cat", 1]),
+        ("labels", [0, 1]),
+        ("labels", [0, 1, 2]),
+        ("labels", [0, 1, -1]),
+        ("labels", [0, 1, True]),
+        ("files", {}),
+        ("files", [["unlabeled/a.png", "aa"]]),
+        ("files", {**ANNOTATED.files, "set_aside": []}),
+        ("files", {**ANNOTATED.files, "set_aside": [["unlabeled/d.png"]]}),
+        ("files", {**ANNOTATED.files, "set_aside": [["unlabeled/d.png", 3]]}),
+        ("files", {**ANNOTATED.files, "more": []}),
+    ],
+)
+def test_version_2_with_a_wrong_field(tmp_path, field, value):
+    raw = {"format_version": 2, **dataclasses.asdict(ANNOTATED), field: value}
+    path = tmp_path / "cycle_2.json"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=f"cycle_2.json: {field} has a wrong type or value"):
+        read_index_file(path)
+
+
+def test_version_2_without_labels_is_refused(tmp_path):
+    raw = {"format_version": 2, **dataclasses.asdict(CONTENT)}
+    for name in ("class_names", "labels", "files"):
+        raw.pop(name)
+    path = tmp_path / "cycle_2.json"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=r"wrong fields \['class_names', 'files', 'labels'\]"):
+        read_index_file(path)
