@@ -74,7 +74,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         labels, state = data.train_labels, None
         if args.annotate:
             lock_index_dir(folder, locks)
-            state = advance(folder, data, split, file=args.labels, partial=args.partial, overwrite=args.overwrite)
+            again = functools.partial(next_steps.after_labeling, sys.argv[1:] if argv is None else argv)
+            state = advance(
+                folder,
+                data,
+                split,
+                file=args.labels,
+                partial=args.partial,
+                overwrite=args.overwrite,
+                again=again,
+            )
             if state is None:
                 return
             split, labels = state.split, state.labels
@@ -148,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if args.save_score and distributed.is_main():
                 save_scores(folder / "scores", cycle)
             root = Path(args.data_path).expanduser()
-            ask(folder, root, state, data, cycle, strategy=args.strategy, settings=settings)
+            ask(folder, root, state, data, cycle, strategy=args.strategy, settings=settings, again=again)
             return
         for cycle in query_cycles(
             split,

@@ -287,7 +287,7 @@ def check_run(model_path: Path, *, split_digest: str, expected: dict[str, Any], 
         raise InputError(f"{args_path} is of format version {version} and this code reads {ARGS_VERSION}; {remedy}")
     check_fields(args_path, record, {"split_digest": is_text}, remedy=remedy)
     if record.get("split_digest") != split_digest and may_have_changed:
-        log(f"warning: {model_path} was trained before the folder changed; train again once much of it is new")
+        warn(f"{model_path} was trained before the folder changed; train again once much of it is new")
     elif record.get("split_digest") != split_digest:
         raise InputError(
             f"{model_path} was trained on another split (digest {str(record.get('split_digest'))[:12]}, here "

@@ -52,6 +52,22 @@ def after_query(folder: Path, *, data: Sequence[str], cycles: int) -> str:
     return command("-m", ["train_classifier.main", *data, "--split", str(cycles), "--index_dir", str(folder)])
 
 
+def after_labeling(words: Sequence[str], labels: str) -> str:
+    """The query's command again, with the labels of the query that it made.
+
+    Args:
+        words: Its arguments.
+        labels: The csv with the labels.
+    """
+    kept, rest = [], iter(words)
+    for word in rest:
+        if word == "--labels":
+            next(rest, None)
+        elif word not in ("--partial", "--overwrite") and not word.startswith("--labels="):
+            kept.append(word)
+    return command("active_main.py", [*kept, "--labels", labels])
+
+
 def after_classifier(index_folder: Path, results: Path) -> str:
     """The command that puts query and accuracies into a table and a figure."""
     return command("-m", ["evals.summary", "--index_dir", str(index_folder), "--results", str(results)])

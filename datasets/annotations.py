@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.base import UNKNOWN, Dataset, shown
 from datasets.index_files import IndexFile
-from utils import InputError, log
+from utils import InputError, warn
 
 OTHER = -2  # the label of an image of which a person said that it is of no target class
 SHOWN = 3  # paths that a warning names
@@ -39,11 +39,11 @@ class Located:
     lost: dict[str, list[str]] = field(default_factory=dict)
 
     def warn(self, name: str) -> None:
-        """Says which labels of the file ``name`` are lost."""
+        """Warns of labels of the file ``name`` that are lost."""
         for reason, paths in self.lost.items():
             more = f", and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
             listing = ", ".join(shown(path) for path in paths[:SHOWN])
-            log(f"warning: {len(paths)} labeled image(s) of {name} {reason} ({listing}{more})")
+            warn(f"{len(paths)} labeled image(s) of {name} {reason} ({listing}{more})")
 
 
 GONE = "are no longer in the folder and left out of the labeled set"

@@ -6,7 +6,7 @@ One command takes the labels of the query before, if there is one, and makes the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +24,32 @@ from evals.annotation_state import State, check_data, read_state
 from evals.cycles import Cycle
 from evals.label_csv import OTHER as OTHER_LABEL
 from evals.label_csv import Asked, finite_or_none, is_about, read_labels
+from evals.labeling_page import labels_file
 from evals.metrics import query_metrics
 from evals.waiting_query import PAGE, SHEET, TABLE, WaitingQuery, cycle_folder, is_filled, read_query, write_query
-from utils import InputError, log
+from utils import InputError, finish, log, warn
 
 THUMBNAIL = 256  # pixels of the longer side
 
 
-def waiting_line(folder: Path, query: WaitingQuery) -> str:
-    """What to do with a query that waits."""
+def announce(folder: Path, query: WaitingQuery) -> None:
+    """Says what to do with a query that waits."""
     place = cycle_folder(folder, query.cycle)
-    return (
-        f"cycle {query.cycle} waits for the labels of {len(query.images)} images ({place / SHEET} shows them)\n"
-        f"next: open {place / PAGE} in a browser, which saves labels_cycle_{query.cycle}.csv, or fill in the column "
-        f"label of {place / TABLE}; then give this command again with --labels and the path of that csv"
+    log(
+        f"cycle {query.cycle} waits for the labels of {len(query.images)} images: open {place / PAGE} in a browser, "
+        f"which saves them as {labels_file(query.cycle)}, or fill in the column label of {place / TABLE}"
     )
 
 
 def advance(
-    folder: Path, data: Dataset, split: Split, *, file: str | None, partial: bool, overwrite: bool
+    folder: Path,
+    data: Dataset,
+    split: Split,
+    *,
+    file: str | None,
+    partial: bool,
+    overwrite: bool,
+    again: Callable[[str], str],
 ) -> State | None:
     """Brings the loop to where the next query is to be made; None where there is none to make now.
 
@@ -53,6 +60,7 @@ def advance(
         file: A filled csv, or None.
         partial: Take it though labels are missing.
         overwrite: Make a query anew that waits for its labels.
+        again: The command that takes a csv of this name.
 
     Raises:
         InputError: The data need no labels, the index folder or the csv is not in order, or a query that is to be made
@@ -67,7 +75,8 @@ def advance(
             table = cycle_folder(folder, state.waiting.cycle) / TABLE
             raise InputError(f"{table} is filled in: take it with --labels, or move it away before --overwrite")
     elif state.waiting:
-        log(waiting_line(folder, state.waiting))
+        announce(folder, state.waiting)
+        log(f"next: {again(labels_file(state.waiting.cycle))}")
         return None
     if not len(state.split.unlabeled):
         log("the pool is empty: every image is labeled or set aside")
@@ -106,8 +115,8 @@ def take_labels(folder: Path, file: Path, state: State, data: Dataset, *, partia
         labels[image] = OTHER if name is None else class_number(name, data.class_names, str(file))
         found.append(image)
     if gone:
-        log(
-            f"warning: {len(gone)} label(s) are not used: the images are no longer in unlabeled/ as they were asked "
+        warn(
+            f"{len(gone)} label(s) are not used: the images are no longer in unlabeled/ as they were asked "
             f"for ({', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''})"
         )
     queried = np.asarray(found, dtype=np.int64)
@@ -138,7 +147,7 @@ def _are_in_already(folder: Path, file: Path, state: State) -> bool:
     known |= {path: None for path, _ in content.files["set_aside"]}
     unused = [path for path in answers if path not in known]
     if unused:
-        log(f"warning: {len(unused)} label(s) in {file} are of images that cycle {state.cycle} returned to the pool")
+        warn(f"{len(unused)} label(s) in {file} are of images that cycle {state.cycle} returned to the pool")
     differs = [path for path, name in answers.items() if path in known and known[path] != name]
     if differs:
         raise InputError(
@@ -201,7 +210,15 @@ def answer_line(content: IndexFile, *, asked: int) -> str:
 
 
 def ask(
-    folder: Path, root: Path, state: State, data: Dataset, cycle: Cycle, *, strategy: str, settings: dict[str, Any]
+    folder: Path,
+    root: Path,
+    state: State,
+    data: Dataset,
+    cycle: Cycle,
+    *,
+    strategy: str,
+    settings: dict[str, Any],
+    again: Callable[[str], str],
 ) -> None:
     """Writes the files of a query and says what to do with them; before the first, the initial set's index file.
 
@@ -213,6 +230,7 @@ def ask(
         cycle: The query.
         strategy: Its name.
         settings: For the record.
+        again: The command that takes a csv of this name.
     """
     names = [data.class_names[label] for label in state.split.target_classes]
     query = WaitingQuery(
@@ -239,7 +257,9 @@ def ask(
         write_query(folder, dataclasses.replace(query, after=file_digest(before)), picture)
     for number, missing in cycle.result.shortfall.items():
         log(f"class {shown(names[number])}: {missing} fewer than --target, no more candidates")
-    log(waiting_line(folder, query))
+    announce(folder, query)
+    place = cycle_folder(folder, query.cycle)
+    finish([place / name for name in (PAGE, TABLE, SHEET)], then=again(labels_file(query.cycle)))
 
 
 def asked_images(data: Dataset, cycle: Cycle, names: Sequence[str]) -> list[Asked]:

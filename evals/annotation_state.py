@@ -19,7 +19,7 @@ from datasets.index_files import index_path, numbered_files, read_index_file
 from datasets.split import Split
 from evals.label_csv import check_class_names
 from evals.waiting_query import WaitingQuery, read_query
-from utils import InputError, log
+from utils import InputError, log, warn
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def read_state(folder: Path, data: Dataset, split: Split) -> State:
             waiting = None
     nameless = np.asarray([image for image in current.unlabeled if not _is_text(data.paths[image])], dtype=np.int64)
     if len(nameless):
-        log(f"warning: {len(nameless)} image(s) are left out of the query: their names are no UTF-8 text; rename them")
+        warn(f"{len(nameless)} image(s) are left out of the query: their names are no UTF-8 text; rename them")
         current = dataclasses.replace(current, unlabeled=np.setdiff1d(current.unlabeled, nameless))
     return State(cycle or 0, current, labels, waiting)
 

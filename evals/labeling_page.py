@@ -44,6 +44,11 @@ def label_keys(classes: Sequence[str]) -> list[str]:
     return [key or next(free, "") for key in own]
 
 
+def labels_file(cycle: int) -> str:
+    """Under which name the page saves a cycle's labels."""
+    return f"labels_cycle_{cycle}.csv"
+
+
 def write_page(
     path: Path,
     items: Sequence[Asked],
@@ -101,7 +106,7 @@ def _query(
     keys = label_keys(classes)
     return {
         "key": key,
-        "file": f"labels_cycle_{cycle}.csv",
+        "file": labels_file(cycle),
         "heading": format_row(COLUMNS),
         "scores": SCORES,
         "classes": [{"name": name, "key": keys[place], "cell": format_row([name])} for name, place in number.items()],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -120,7 +121,9 @@ def test_two_cycles(place, capsys):
     assert place.run() == 0
     said = capsys.readouterr().out
     assert "cycle 1 waits for the labels of 8 images" in said
-    assert f"next: open {place.index / 'cycle_1' / 'label.html'}" in said
+    assert f"open {place.index / 'cycle_1' / 'label.html'} in a browser, which saves them as labels_cycle_1.csv" in said
+    command = shlex.join(["python", "active_main.py", *place.words("--labels", "labels_cycle_1.csv")])
+    assert said.endswith(f"\nnext: {command}\n")
     initial = place.state(0)
     assert initial["labels"] == [0] * 4 + [1] * 4 and initial["queried"] == []
     assert {path.name for path in (place.index / "cycle_1").iterdir()} == {
