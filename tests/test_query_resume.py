@@ -257,7 +257,7 @@ OTHERS = {
         r"cycle_1\.json is no index file of format version 1",
     ),
     "later version": (
-        lambda place: rewrite(place, 1, format_version=2),
+        lambda place: rewrite(place, 1, format_version=3),
         "",
         r"cycle_1\.json is no index file of format version 1",
     ),

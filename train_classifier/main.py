@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         test = LabeledImages.from_numpy(*test_set(data, split), device) if len(split.test) else None
         if test is None:
             log(
-                f"no test images (test/<class>/ of the folder): seed s is measured on fold s mod {FOLDS} of the labeled "
+                f"no test images (the folder's test/<class>/): seed s is measured on fold s mod {FOLDS} of the labeled "
                 "images and trained on the others; as people and queries picked them, that is a rough guide only"
             )
         for cycle in cycles:
