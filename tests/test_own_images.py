@@ -97,12 +97,6 @@ def test_no_oracle_is_made_up(root, tmp_path, capsys):
     assert "has no labels, and without them there is no query to simulate" in error(capsys)
 
 
-def test_the_classifier_needs_test_images(root, tmp_path, capsys):
-    words = ["--dataset", "folder", "--data_path", str(root), "--index_dir", str(tmp_path), "--device", "cpu"]
-    assert run_cli(train_classifier.main.main, words) == 2
-    assert re.search(r"has no test images, .* put some of each class into test/<class>/", error(capsys))
-
-
 def test_a_benchmark_by_class_name(tmp_path, capsys):
     for number, name in enumerate(("cat", "dog", "fox")):
         for image in range(12):
