@@ -13,6 +13,7 @@ import numpy as np
 
 from common import arguments, checkpoint, distributed, next_steps
 from common.acceleration import Precision
+from common.determinism import deterministic
 from common.interruption import Interruption
 from common.lock import folder_lock
 from datasets import load_data_and_split
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with (
         Interruption(max_minutes=args.max_minutes) as interruption,
         distributed.session(args.device, timeout_minutes=args.timeout_minutes) as device,
+        deterministic(args.deterministic, device),
         contextlib.ExitStack() as locks,
     ):
         set_seed(args.seed, rank=distributed.rank())

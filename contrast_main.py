@@ -17,6 +17,7 @@ from torch import Tensor
 
 from common import acceleration, arguments, checkpoint, distributed, next_steps
 from common.acceleration import Precision
+from common.determinism import deterministic
 from common.experiment import recipe_for
 from common.interruption import Interruption
 from common.lock import folder_lock
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with (
         Interruption(max_minutes=args.max_minutes) as interruption,
         distributed.session(args.device, timeout_minutes=args.timeout_minutes) as device,
+        deterministic(args.deterministic, device),
         folder_lock(folder),
     ):
         continued = find_run(folder, resume=bool(args.resume_path) or args.resume == "auto")
@@ -63,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         precision = Precision.resolve(args.precision, device)
         precision.apply_to_products()
         settings["precision"] = precision.name
-        compiled = acceleration.wants_compilation(args.compile, device, processes=distributed.world_size())
+        compiled = acceleration.wants_compilation(
+            args.compile, device, processes=distributed.world_size(), deterministic=args.deterministic
+        )
         data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
         settings["mismatch"] = split.mismatch
         check_shift(args.shift_trans_type, data.image_size)

@@ -12,9 +12,7 @@ import gc
 import hashlib
 import io
 import os
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,9 +26,20 @@ import torch
 import active_main
 import contrast_main
 import train_classifier.main
-from common import arguments, checkpoint, distributed
+from common import arguments, distributed
 from common.acceleration import Precision
-from common.experiment import SHIFTS, Experiment, Recipe, data_flags, largest_divisor, launcher_command, recipe_for
+from common.experiment import (
+    SHIFTS,
+    Experiment,
+    Recipe,
+    data_flags,
+    largest_divisor,
+    launcher_command,
+    recipe_for,
+    run_launcher,
+)
+from common.interruption import Interruption
+from common.lock import folder_lock
 from common.record import Record, describe_device, file_digest, finished_epochs, logged_seconds
 from common.schedule import Measured, Sizes, fit_scale
 from datasets import Dataset, Split, load_data_and_split
@@ -42,7 +51,19 @@ from evals.summary import read_accuracies, read_run
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from train_classifier.results import read_rows
 from training.engine import steps_per_epoch
-from utils import InputError, as_a_stage, duration, finish, int64_digest, log, run_cli, set_quiet
+from utils import (
+    InputError,
+    Interrupted,
+    as_a_stage,
+    duration,
+    finish,
+    int64_digest,
+    log,
+    remove_leftovers,
+    require_writable,
+    run_cli,
+    set_quiet,
+)
 
 ROOT = Path(__file__).resolve().parent
 RECORD_FILE = "reproduce.json"
@@ -58,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_reproduce_args(parser)
     arguments.add_data_args(parser)
     arguments.add_process_args(parser)
+    arguments.add_limit_args(parser)
     arguments.add_precision_args(parser)
     return parser
 
@@ -66,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     args = build_parser().parse_args(argv)
     set_quiet(args.quiet)
+    interruption = Interruption(max_minutes=args.max_minutes)
     device, processes = choose_processes(args.device, args.batch_size)
     data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
     if not data.has_oracle:
@@ -97,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         precision=Precision.resolve(args.precision, device).name,
         processes=processes,
         quiet=args.quiet,
+        deterministic=args.deterministic,
     )
     sizes = check_experiment(experiment, data, split)
     settings = {
@@ -110,22 +134,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         **dataclasses.asdict(recipe),
         "images": train_classifier.main.data_digest(data.train_images, data.train_labels, data.test_images),
     }
-    record = Record.find(experiment.folder / RECORD_FILE, settings)
-    if record is None:
-        plan = {"scale": args.scale, "budget": None}
-        if args.budget_minutes:
-            plan = plan_budget(experiment, data, sizes, device=device, minutes=args.budget_minutes, start=start)
-        schedule = dataclasses.asdict(recipe.scaled(plan["scale"]))
-        record = Record.start(experiment.folder / RECORD_FILE, settings, **plan, recipe=schedule)
-    experiment = dataclasses.replace(experiment, recipe=recipe.scaled(record.content["scale"]))
-    log(experiment.recipe.beside(recipe, record.content["scale"]))
+    require_writable(experiment.folder, "--out")
+    with interruption, saying_how_to_go_on(experiment.folder), folder_lock(experiment.folder):
+        remove_leftovers(experiment.folder, RECORD_FILE)
+        record = Record.find(experiment.folder / RECORD_FILE, settings)
+        if record is None:
+            plan = {"scale": args.scale, "budget": None}
+            if args.budget_minutes:
+                plan = plan_budget(experiment, data, sizes, device=device, minutes=args.budget_minutes, start=start)
+            schedule = dataclasses.asdict(recipe.scaled(plan["scale"]))
+            record = Record.start(experiment.folder / RECORD_FILE, settings, **plan, recipe=schedule)
+        experiment = dataclasses.replace(experiment, recipe=recipe.scaled(record.content["scale"]))
+        log(experiment.recipe.beside(recipe, record.content["scale"]))
 
-    for encoder in SHIFTS:
-        train_encoder(experiment, record, encoder)
-    for strategy in NEEDS:
-        run_query(experiment, record, strategy, split_digest=split.digest)
-    classify(experiment, record)
-    write_results(experiment, record, full=recipe, published=outcome.published_found(split, target=recipe.target))
+        for encoder in SHIFTS:
+            train_encoder(experiment, record, encoder)
+        for strategy in NEEDS:
+            run_query(experiment, record, strategy, split_digest=split.digest)
+        classify(experiment, record)
+        write_results(experiment, record, full=recipe, published=outcome.published_found(split, target=recipe.target))
+
+
+@contextlib.contextmanager
+def saying_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Has a stage that was asked to stop say how this command is continued, not how its own would be."""
+    try:
+        yield
+    except Interrupted as stop:
+        text = f"{stop.reason}: what is done is in {folder}; the same command continues it"
+        raise Interrupted(text, stop.status) from None
 
 
 def choose_processes(name: str, batch_size: int) -> tuple[torch.device, int]:
@@ -204,7 +241,7 @@ def measure(trial: Experiment, data: Dataset, sizes: Sizes, *, device: torch.dev
     setup, step, view = {}, {}, {}
     for encoder in SHIFTS:
         start = time.perf_counter()
-        run_encoder(trial, encoder, resume=False, quiet=True)
+        run_encoder(trial, encoder, quiet=True)
         whole = time.perf_counter() - start
         epochs = logged_seconds(trial.folder / encoder)
         setup[encoder], step[encoder] = whole - sum(epochs), epochs[-1] / steps
@@ -291,18 +328,18 @@ def leaving_no_trace() -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-def run_encoder(experiment: Experiment, encoder: str, *, resume: bool, quiet: bool = False) -> None:
+def run_encoder(experiment: Experiment, encoder: str, *, quiet: bool = False) -> None:
     """Trains an encoder, in this process or with one process per GPU, whose lines ``quiet`` drops.
 
     Raises:
         InputError: See contrast_main.py; or one of several processes has failed.
     """
-    flags = experiment.encoder_flags(encoder, resume=resume)
+    flags = experiment.encoder_flags(encoder)
     if experiment.processes == 1:
         return run_command(contrast_main.main, flags)
     command = launcher_command(ROOT / "contrast_main.py", flags, processes=experiment.processes)
     with as_a_stage():
-        status = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None).returncode
+        status = run_launcher(command, quiet=quiet)
     if status:
         raise InputError(f"the training of the {encoder} encoder ended with status {status}, see above")
 
@@ -313,12 +350,9 @@ def train_encoder(experiment: Experiment, record: Record, encoder: str) -> None:
     done, saved = finished_epochs(folder)
     if done == epochs and saved and record.is_done(encoder, {}):
         return log(f"{encoder}: done before, {epochs} epochs")
-    if not done and folder.is_dir() and not (folder / checkpoint.MODEL_FILE).exists():
-        log(f"{encoder}: {folder} ended before its first checkpoint and is removed")
-        shutil.rmtree(folder)
     spent = sum(logged_seconds(folder, done))
     with record.stage(encoder, inputs={}, device=describe_device(experiment.device, experiment.processes), spent=spent):
-        run_encoder(experiment, encoder, resume=done > 0)
+        run_encoder(experiment, encoder)
 
 
 def run_query(experiment: Experiment, record: Record, strategy: str, *, split_digest: str) -> None:

@@ -51,6 +51,11 @@ class Interrupted(Exception):
         super().__init__(message)
         self.status = status
 
+    @property
+    def reason(self) -> str:
+        """The message without what is on disk."""
+        return str(self).split(":")[0]
+
 
 LONGEST_LINE = 2000  # characters of an error
 ENVIRONMENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENOMEM}

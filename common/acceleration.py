@@ -77,15 +77,21 @@ def has_native_bf16(device: torch.device) -> bool:
     return any(capabilities.get(name) for name in CPU_BF16)
 
 
-def wants_compilation(choice: str, device: torch.device, *, processes: int) -> bool:
+def wants_compilation(choice: str, device: torch.device, *, processes: int, deterministic: bool = False) -> bool:
     """Whether ``--compile`` asks for compilation here; ``auto`` does on a GPU, where small batches are launch-bound.
 
     Raises:
-        InputError: ``on`` with several processes.
+        InputError: ``on`` with several processes, or on a GPU with ``--deterministic``.
     """
     if choice == "on" and processes > 1:
         raise InputError("--compile on works in one process; with several, leave it at auto (which is off there)")
-    return choice == "on" or (choice == "auto" and device.type == "cuda" and processes == 1)
+    if choice == "on" and deterministic and device.type == "cuda":
+        raise InputError(
+            "--compile on chooses a GPU's kernels by their speed at the moment, and --deterministic wants the same "
+            "ones each time: give one of them"
+        )
+    automatic = device.type == "cuda" and processes == 1 and not deterministic
+    return choice == "on" or (choice == "auto" and automatic)
 
 
 def compile_step(

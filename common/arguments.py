@@ -103,6 +103,11 @@ def add_process_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("process")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     group.add_argument("--seed", type=seed_number, default=0, help="seed of everything but the split")
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="on one GPU, too, two runs give the same bits, with slower steps; on a CPU they do without it",
+    )
     add_output_args(group)
     group.add_argument(
         "--local_rank", "--local-rank", type=int, default=0, help="passed by launchers; the environment decides"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from common.checkpoint import MODEL_FILE
+from common.interruption import Interruption
 
+LAUNCHER_PATIENCE = 30.0  # seconds after which torchrun kills what it has asked to stop
 PROBE_STEP = 5  # epochs between evaluations of the linear probe
 SHIFTS = {"semantic": "none", "distinctive": "rotation"}  # of the encoders
 SCHEDULES = {
@@ -97,6 +101,7 @@ class Experiment:
         precision: --precision.
         processes: That train an encoder.
         quiet: --quiet.
+        deterministic: --deterministic.
     """
 
     folder: Path
@@ -108,6 +113,7 @@ class Experiment:
     precision: str
     processes: int
     quiet: bool = False
+    deterministic: bool = False
 
     def model_path(self, encoder: str) -> Path:
         """Where an encoder's weights are."""
@@ -117,8 +123,8 @@ class Experiment:
         """Where a strategy's index files are."""
         return self.folder / "query" / strategy
 
-    def encoder_flags(self, encoder: str, *, resume: bool) -> list[str]:
-        """Of contrast_main.py; each of the processes takes its share of the batch."""
+    def encoder_flags(self, encoder: str) -> list[str]:
+        """Of contrast_main.py, which goes on with what an earlier start left; each process has its share of a batch."""
         recipe, epochs = self.recipe, self.recipe.epochs(encoder)
         flags = [*self.data, *self._process(), "--precision", self.precision, "--model", self.model]
         flags += _words(
@@ -133,7 +139,7 @@ class Experiment:
             error_step=PROBE_STEP,
             save_step=max(1, min(10, epochs // 10)),
         )
-        return [*flags, "--resume_path" if resume else "--logdir", str(self.folder / encoder)]
+        return [*flags, *_words(logdir=self.folder / encoder, resume="auto")]
 
     def query_flags(self, strategy: str, *, features: Path | None = None) -> list[str]:
         """Of active_main.py, with the folder in which features are kept."""
@@ -169,7 +175,8 @@ class Experiment:
         ]
 
     def _process(self) -> list[str]:
-        return [*_words(device=self.device, seed=self.seed), *(["--quiet"] if self.quiet else [])]
+        switches = [f"--{name}" for name in ("quiet", "deterministic") if getattr(self, name)]
+        return [*_words(device=self.device, seed=self.seed), *switches]
 
 
 def data_flags(dataset: str, data_path: str | Path, **flags: Any) -> tuple[str, ...]:
@@ -184,6 +191,38 @@ def launcher_command(script: Path, flags: Sequence[str], *, processes: int) -> l
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(script),
         *flags,
     ]  # fmt: skip
+
+
+def run_launcher(command: Sequence[str], *, quiet: bool = False) -> int:
+    """Runs the processes of ``launcher_command`` to their end and returns their exit status.
+
+    Asked to stop, it has them save and stop first.
+
+    Args:
+        command: The words.
+        quiet: Whether to drop what they print.
+
+    Raises:
+        Interrupted: They were asked to stop, and have.
+    """
+    with Interruption() as interruption:
+        interruption.margin = LAUNCHER_PATIENCE
+        # Ctrl-C on a terminal goes to everyone there: in a session of their own they get each request once, from here.
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL if quiet else None, start_new_session=True)
+        asked = False
+        try:
+            while process.poll() is None:
+                if interruption.due() and not asked:
+                    process.terminate()
+                    asked = True
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.2)
+        finally:
+            if process.poll() is None:  # a second request does not wait
+                process.terminate()
+        if asked:
+            raise interruption.stop("its processes have saved their work")
+        return process.returncode
 
 
 def largest_divisor(batch_size: int, limit: int) -> int:

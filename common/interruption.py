@@ -83,7 +83,7 @@ class Interruption:
         # A queue's SIGUSR1 is no sign of impatience.
         insists = number != signal.SIGUSR1 and REASONS[self._asked] in ("SIGINT", "SIGTERM")
         if insists and now - self._since > ONE_REQUEST:
-            raise Interrupted(f"ended at once by a second {name}; what was saved before is on disk", STATUS[name])
+            raise Interrupted(f"ended at once by a second {name}: what was saved before is on disk", STATUS[name])
         if number == signal.SIGINT and not insists and os.environ.get("LOCAL_RANK", "0") == "0":
             # print() must not be called within a print() that the signal came into.
             os.write(2, b"Ctrl-C: stopping as soon as the work is saved; once more stops at once\n")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from common.checkpoint import MODEL_FILE, PREVIOUS_FILE, RESUME_FILE, git_commit, is_state, load, load_last, versions
+from common.lock import LOCK_FILE
 from common.safe_files import SMALL_JSON, check_fields, is_count, is_number, is_text
 from utils import LOG_FILE, InputError, duration, log, read_json, require_writable, write_json
 
@@ -86,7 +87,7 @@ class Record:
         """
         require_writable(path.parent, "--out")
         if not path.is_file():
-            if path.parent.is_dir() and any(path.parent.iterdir()):
+            if path.parent.is_dir() and any(other.name != LOCK_FILE for other in path.parent.iterdir()):
                 raise InputError(f"{path.parent} holds files but no {path.name}: give a new or empty folder as --out")
             return None
         content = read_json(path, limit=SMALL_JSON)

@@ -82,6 +82,13 @@ def test_a_continued_query_writes_what_one_without_a_stop_does(template, place, 
     assert {path: path.stat().st_mtime_ns for path in early} == early
 
 
+def test_in_a_fixed_order_a_query_on_the_cpu_writes_the_same(template, whole, tmp_path, capsys):
+    out = tmp_path / "indices"
+    assert run(words_of(template, "--deterministic", "--index_dir", str(out), "--save_score")) == 0
+    assert contents(out) == whole("ccal")
+    assert "--deterministic: on the CPU two runs" in capsys.readouterr().out
+
+
 def test_two_processes_continue_what_one_began(template, place, root, tmp_path):
     words = ["--resume", "auto", "--test_batch_size", "9"]  # batches for both processes
     assert run(words_of(place, *words, "--index_dir", str(tmp_path / "whole"))) == 0

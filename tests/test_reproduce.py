@@ -9,7 +9,13 @@ import dataclasses
 import io
 import json
 import math
+import os
 import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +27,24 @@ import contrast_main
 import reproduce
 import train_classifier.main
 from common import checkpoint
-from common.experiment import Experiment, Recipe, data_flags, largest_divisor, launcher_command, recipe_for
+from common.experiment import (
+    Experiment,
+    Recipe,
+    data_flags,
+    largest_divisor,
+    launcher_command,
+    recipe_for,
+    run_launcher,
+)
+from common.interruption import Interruption
+from common.lock import folder_lock
 from common.record import Record
 from common.schedule import GRID, RESERVE, Measured, Sizes, fit_scale, pick_scale, predict
 from datasets import load_data_and_split
 from datasets.index_files import IndexFile
 from datasets.split import make_split
 from evals import outcome
-from utils import InputError, run_cli
+from utils import InputError, Interrupted, run_cli
 
 CYCLES, RUNS = 2, 2
 SCALE = 0.003  # 2 epochs of each encoder and 1 of the classifier
@@ -115,7 +131,11 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[P
     return folder, printed, written
 
 
-def kill_in(patch: pytest.MonkeyPatch, encoder: str, epoch: int) -> None:
+def stop_at_once() -> None:
+    raise KeyboardInterrupt
+
+
+def kill_in(patch: pytest.MonkeyPatch, encoder: str, epoch: int, how: Callable[[], None] = stop_at_once) -> None:
     train, build = contrast_main.train_one_epoch, contrast_main.build_objective
     building: list[str] = []
 
@@ -125,7 +145,7 @@ def kill_in(patch: pytest.MonkeyPatch, encoder: str, epoch: int) -> None:
 
     def train_one_epoch(*rest: object, **settings: object) -> dict[str, float]:
         if (building[-1], settings["epoch"]) == (encoder, epoch):
-            raise KeyboardInterrupt
+            how()
         return train(*rest, **settings)
 
     patch.setattr(contrast_main, "build_objective", build_objective)
@@ -203,12 +223,85 @@ def test_a_second_start_trains_nothing_and_prints_the_same(finished: tuple[Path,
     assert again.count("done before") == len(STAGES)
 
 
-def test_a_half_begun_encoder_is_removed_and_trained_anew(interrupted: tuple) -> None:
-    folder, printed, written = interrupted
+def test_a_half_begun_encoder_is_trained_anew(interrupted: tuple) -> None:
+    _, printed, written = interrupted
     assert "semantic/args.json" in written[0]
     assert "semantic/last.ckpt" not in written[0]
-    assert f"{folder / 'semantic'} ended before its first checkpoint and is removed" in printed[1]
+    assert "epochs 1 to 2" in printed[1]
     assert "semantic/last.ckpt" in written[1]
+
+
+def test_a_run_stopped_by_signals_in_both_encoders_ends_as_an_uninterrupted_one(
+    data: Path, finished: tuple[Path, str], tmp_path: Path, capsys, monkeypatch
+) -> None:
+    folder = tmp_path / "run"
+    monkeypatch.setattr("sys.argv", ["reproduce.py"])
+    for encoder, number, status in (("semantic", signal.SIGTERM, 143), ("distinctive", signal.SIGUSR1, 0)):
+        with pytest.MonkeyPatch.context() as patch:
+            kill_in(patch, encoder, 1, lambda number=number: os.kill(os.getpid(), number))
+            assert run_cli(reproduce.main, words(data, folder)) == status
+        shown = capsys.readouterr()
+        name = signal.Signals(number).name
+        expected = f"reproduce.py: stopped by {name}: what is done is in {folder}; the same command continues it\n"
+        assert shown.err == expected and f"{encoder}: done in" not in shown.out
+        steps = checkpoint.load(folder / encoder / "last.ckpt")["gathered"][0]["sizes"]
+        assert len(steps) == 1  # stopped within the first epoch
+    printed = start(words(data, folder))
+    assert "distinctive encoder resnet8" in printed and "continued from epoch 1, step 1" in printed
+    for encoder in ("semantic", "distinctive"):
+        same_weights(folder / encoder / "last.model", finished[0] / encoder / "last.model")
+    assert (folder / "result.csv").read_text() == (finished[0] / "result.csv").read_text()
+
+
+def test_a_time_limit_stops_the_stage_at_hand(data: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "run"
+    assert run_cli(reproduce.main, words(data, folder, "--max_minutes", 1e-9)) == 0
+    assert f"stopped by --max_minutes 1e-09: what is done is in {folder}; the same" in capsys.readouterr().err
+    assert len(checkpoint.load(folder / "semantic" / "last.ckpt")["gathered"][0]["sizes"]) == 1
+
+
+def test_a_second_run_in_the_folder_is_one_line(data: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "run"
+    with folder_lock(folder):
+        assert run_cli(reproduce.main, words(data, folder)) == 2
+    assert f"{folder} is in use by process {os.getpid()} on" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+WORKER = """
+import pathlib, signal, sys, time
+def save(number, frame):
+    time.sleep(0.3)
+    pathlib.Path(sys.argv[1]).write_text(signal.Signals(number).name)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, save)
+pathlib.Path(sys.argv[1]).write_text("running")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (None, 0)])
+def test_launched_processes_are_asked_to_save_and_waited_for(number, status, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("common.experiment.LAUNCHER_PATIENCE", 0.0)
+    file = tmp_path / "file"
+
+    def ask() -> None:
+        while not file.exists():
+            time.sleep(0.01)
+        if number:
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    with Interruption(max_minutes=None if number else 0.05), pytest.raises(Interrupted) as caught:
+        run_launcher([sys.executable, "-c", WORKER, str(file)])
+    thread.join()
+    assert caught.value.status == status and file.read_text() == "SIGTERM"
+
+
+def test_launched_processes_that_end_by_themselves_give_their_status() -> None:
+    assert run_launcher([sys.executable, "-c", "raise SystemExit(7)"]) == 7
 
 
 def test_a_killed_run_continues_behind_its_finished_encoder(interrupted: tuple) -> None:
@@ -496,17 +589,15 @@ def parsed(module, flags: list[str]) -> argparse.Namespace:
 
 @pytest.mark.parametrize(("encoder", "shift"), [("semantic", "none"), ("distinctive", "rotation")])
 def test_an_encoders_flags_are_the_papers(encoder: str, shift: str) -> None:
-    args = parsed(contrast_main, EXPERIMENT.encoder_flags(encoder, resume=False))
+    args = parsed(contrast_main, EXPERIMENT.encoder_flags(encoder))
     expected = {
         "dataset": "cifar10", "mismatch": 0.8, "target_classes": [0, 1], "initial_budget": 800, "model": "resnet18",
         "mode": encoder, "shift_trans_type": shift, "epochs": 700, "warmup": 10, "batch_size": 128, "optimizer": "sgd",
         "lr_init": 0.1, "lr_scheduler": "cosine", "temperature": 0.5, "sim_lambda": 1.0, "weight_decay": 1e-6,
         "simclr_dim": 128, "resize_factor": 0.08, "resize_fix": False, "save_step": 10, "error_step": 5, "seed": 3,
-        "precision": "bf16", "device": "auto", "logdir": f"run/{encoder}", "resume_path": None,
+        "precision": "bf16", "device": "auto", "logdir": f"run/{encoder}", "resume": "auto",
     }  # fmt: skip
     assert {name: getattr(args, name) for name in expected} == expected
-    again = parsed(contrast_main, EXPERIMENT.encoder_flags(encoder, resume=True))
-    assert (again.logdir, again.resume_path) == (None, f"run/{encoder}")
 
 
 def test_the_querys_flags_are_the_papers() -> None:
@@ -532,7 +623,7 @@ def test_the_classifiers_flags_are_the_papers() -> None:
 
 def test_several_gpus_share_the_batch_through_a_launcher() -> None:
     shared = dataclasses.replace(EXPERIMENT, processes=4)
-    flags = shared.encoder_flags("semantic", resume=False)
+    flags = shared.encoder_flags("semantic")
     command = launcher_command(Path("contrast_main.py"), flags, processes=4)
     assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
     assert command[5] == "contrast_main.py"
@@ -554,7 +645,7 @@ def test_gpus_that_stay_idle_are_named(monkeypatch, capsys) -> None:
 def test_a_failed_launch_is_an_error(monkeypatch) -> None:
     monkeypatch.setattr(reproduce, "launcher_command", lambda script, flags, processes: ["false"])
     with pytest.raises(InputError, match="semantic encoder ended with status 1"):
-        reproduce.run_encoder(dataclasses.replace(EXPERIMENT, processes=2), "semantic", resume=False)
+        reproduce.run_encoder(dataclasses.replace(EXPERIMENT, processes=2), "semantic")
 
 
 def test_a_command_leaves_torchs_settings_alone() -> None:

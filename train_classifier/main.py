@@ -35,6 +35,7 @@ from common.arguments import (  # noqa: E402
     add_process_args,
     split_settings,
 )
+from common.determinism import deterministic  # noqa: E402
 from common.interruption import Interruption  # noqa: E402
 from common.lock import folder_lock  # noqa: E402
 from common.plots import plot_accuracy  # noqa: E402
@@ -92,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = choose_device(args.device, cuda=args.cuda, timeout_minutes=args.timeout_minutes)
         if device is None:
             return
+        locks.enter_context(deterministic(args.deterministic, device))
         data, split = load_data_and_split(args.dataset, args.data_path, **split_settings(args))
         if len(split.target_classes) < 2:
             raise InputError(f"--target_classes {split.target_classes[0]}: a classifier needs at least two classes")

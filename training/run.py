@@ -25,9 +25,9 @@ READABLE_VERSIONS = (2, 3)
 # Arguments that may differ when a run is resumed: none is part of the recipe (another device only rounds differently,
 # and the split's digest says whether images are the same, wherever they lie).
 FREE_ON_RESUME = {
-    "cache_dir", "compile", "data_path", "debug", "device", "error_step", "local_rank", "logdir", "max_minutes",
-    "no_strict", "others", "others_path", "parallel", "quiet", "resume", "resume_path", "save_step", "suffix",
-    "timeout_minutes",
+    "cache_dir", "compile", "data_path", "debug", "deterministic", "device", "error_step", "local_rank", "logdir",
+    "max_minutes", "no_strict", "others", "others_path", "parallel", "quiet", "resume", "resume_path", "save_step",
+    "suffix", "timeout_minutes",
 }  # fmt: skip
 SAFETY = 1.5  # of the time that saving has taken, kept free before a time limit
 

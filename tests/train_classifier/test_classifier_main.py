@@ -167,6 +167,15 @@ def test_seeds_trained_together_give_the_same_rows(place, capfd, together):
     assert "2 at a time" in printed and printed.count("(of 2 together)") == 4
 
 
+def test_in_a_fixed_order_the_rows_on_the_cpu_are_the_same(place, capfd):
+    main(place.words("--deterministic"))
+    assert "--deterministic: on the CPU two runs" in capfd.readouterr().out
+    fixed = without_seconds(place)
+    (place.out / "results.csv").unlink()
+    main(place.words())
+    assert without_seconds(place) == fixed
+
+
 def test_only_missing_seeds_are_trained_together(place, monkeypatch):
     groups = []
 
