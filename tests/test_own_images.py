@@ -12,6 +12,7 @@ import active_main
 import contrast_main
 import reproduce
 import train_classifier.main
+from training.engine import _means
 from utils import run_cli
 
 NETWORK = ["--model", "resnet8", "--device", "cpu", "--precision", "fp32"]
@@ -66,6 +67,14 @@ def test_with_a_test_set_the_probe_is_evaluated(root, tmp_path):
     assert train(root, "--epochs", 1, "--logdir", tmp_path / "run") == 0
     [line] = map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
     assert line["test_probe_accuracy"] in (0, 50, 100)
+
+
+def test_steps_without_a_label_do_not_count_as_wrong():
+    values = torch.tensor([[100.0, 1.0], [float("nan"), 2.0], [50.0, 3.0], [float("nan"), 4.0]], dtype=torch.float64)
+    weights = torch.tensor([8.0, 8.0, 2.0, 8.0], dtype=torch.float64)
+    assert _means(values, weights).tolist() == pytest.approx([(800 + 100) / 10, (8 + 16 + 6 + 32) / 26])
+    none = _means(values[1:2], weights[1:2]).tolist()
+    assert np.isnan(none[0]) and none[1] == 2
 
 
 def test_a_changed_folder_is_not_resumed(root, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -202,11 +203,21 @@ def train_one_epoch(
     if stopped:
         return None
     weights = torch.tensor(gathered.sizes, dtype=torch.float64)
-    means = (weights @ values[:, 1:] / weights.sum()).tolist()
-    averages = distributed.mean_over_processes(dict(zip(gathered.names, means, strict=True)), device)
+    averages = dict(zip(gathered.names, _means(values[:, 1:], weights).tolist(), strict=True))
+    averages = distributed.mean_over_processes(averages, device)
+    averages = {name: value for name, value in averages.items() if not math.isnan(value)}
     seconds = time.perf_counter() - start
     seen = sum(gathered.sizes) * processes
     return {**averages, "lr": learning_rate.value, "images_per_second": seen / seconds, "seconds": seconds}
+
+
+def _means(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted means of the statistics, (steps, S) to (S,), each over the steps that have it: the others say NaN."""
+    means = weights @ values / weights.sum()
+    for column in means.isnan().nonzero().flatten().tolist():
+        known = ~values[:, column].isnan()
+        means[column] = weights[known] @ values[known, column] / weights[known].sum()
+    return means
 
 
 def _stop_if_bad(losses: Tensor, *, epoch: int, steps: int, learning_rate: LearningRate) -> None:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from common import distributed
 from common.acceleration import FP32, Precision
+from datasets.base import UNKNOWN
 from models.counter_random import make_keys
 from models.transform_layers import SHIFT_COUNTS, Augmentation, shift_images
 from training.losses import nt_xent
 
 TRAINING = 1  # the purpose part of a draw's key; the query uses another
-UNLABELED = -1
 
 
 class Batch(NamedTuple):
@@ -59,9 +59,9 @@ class SemanticObjective:
         """Returns the loss to minimise (the probe's included, whose features are detached) and what to log."""
         output = self.precision.encode(encoder, self.views(batch))
         similarity = nt_xent(gather_views(output.projection), temperature=self.temperature)
-        probe, accuracy = self._probe(output.class_logits, batch.labels)
+        probe, said = self._probe(output.class_logits, batch.labels)
         loss = self.sim_lambda * similarity
-        stats = {"loss": loss, "loss_sim": similarity, "loss_probe": probe, "train_probe_accuracy": accuracy}
+        stats = {"loss": loss, "loss_sim": similarity, **said}
         return loss + probe, {name: value.detach() for name, value in stats.items()}
 
     def views(self, batch: Batch) -> Tensor:
@@ -83,15 +83,20 @@ class SemanticObjective:
         )  # (2, K, B)
         return self.augmentation.after_shift(torch.cat(views), keys.flatten())
 
-    def _probe(self, class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross entropy and accuracy (percent) of the linear probe on the unshifted copies."""
+    def _probe(self, class_logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross entropy of the linear probe on the unshifted copies, 0 without a label, and what to log of it.
+
+        Without a label there is nothing to log: NaN, which the epoch's averages leave out.
+        """
         logits = class_logits.view(2, SHIFT_COUNTS[self.shift], len(labels), -1)[:, 0].flatten(0, 1)
         targets = labels.repeat(2)
-        known = targets != UNLABELED
-        losses = F.cross_entropy(logits, targets, ignore_index=UNLABELED, reduction="sum")
+        known = targets != UNKNOWN
+        losses = F.cross_entropy(logits, targets, ignore_index=UNKNOWN, reduction="sum")
         hits = (logits.argmax(1) == targets) & known
-        count = known.sum().clamp(min=1)
-        return losses / count, 100 * hits.sum() / count
+        count = known.sum()
+        loss = losses / count.clamp(min=1)
+        shown = torch.where(count > 0, loss, torch.full_like(loss, torch.nan))
+        return loss, {"loss_probe": shown, "train_probe_accuracy": 100 * hits.sum() / count}
 
 
 @dataclass(frozen=True)
@@ -111,14 +116,14 @@ class DistinctiveObjective(SemanticObjective):
         targets = torch.arange(shifts, device=batch.labels.device).repeat_interleave(len(batch.labels)).repeat(2)
         shift_loss = F.cross_entropy(output.shift_logits, targets)
         loss = self.sim_lambda * similarity + shift_loss
-        probe, accuracy = self._probe(output.class_logits, batch.labels)
+        probe, said = self._probe(output.class_logits, batch.labels)
         stats = {
             "loss": loss,
             "loss_sim": similarity,
             "loss_shift": shift_loss,
-            "loss_probe": probe,
+            "loss_probe": said["loss_probe"],
             "train_shift_accuracy": 100 * (output.shift_logits.argmax(1) == targets).float().mean(),
-            "train_probe_accuracy": accuracy,
+            "train_probe_accuracy": said["train_probe_accuracy"],
         }
         return loss + probe, {name: value.detach() for name, value in stats.items()}
 
