@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -27,7 +28,7 @@ from datasets.folder_walk import Found, Skipped
 from datasets.pictures import CHANGED, Unusable, read_picture, strict_and_quiet
 from utils import InputError, Interrupted, atomic_write, log, progress, read_json, warn
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: without a checksum
 IMAGES, MANIFEST, REPORT, LOCK = "images.npy", "manifest.json", "report.csv", "lock"
 CHUNK = 32  # files per task of a thread
 BLOCK = 1024  # images per step when rows are moved
@@ -135,10 +136,11 @@ def _known(folder: Path, size: int) -> dict[str, Entry]:
         return {}
     try:
         content = read_json(folder / MANIFEST)
+        assert content["format_version"] == FORMAT_VERSION and content["image_size"] == size
+        assert content["sha256"] == _digest(content["files"])
         entries = {values[0]: Entry(*values) for values in content["files"]}
         images = _map(folder)
         rows = sorted(entry.row for entry in entries.values() if entry.row is not None)
-        assert content["format_version"] == FORMAT_VERSION and content["image_size"] == size
         assert images.shape == (len(rows), size, size, 3) and images.dtype == np.uint8 and rows == [*range(len(rows))]
     except Exception as error:  # a damaged file can raise anything; what it says is not needed, only its images
         warn(f"{folder} is damaged ({type(error).__name__}) or of another version: the images are read again")
@@ -203,11 +205,20 @@ def _in_order(files: Sequence[Found], entries: dict[str, Entry]) -> list[Entry]:
 
 def _write_manifest(folder: Path, size: int, entries: Sequence[Entry]) -> None:
     """As JSON with a line per file, which is quick for a million of them."""
-    lines = ",\n".join(json.dumps(dataclasses.astuple(entry)) for entry in entries)
+    rows = [dataclasses.astuple(entry) for entry in entries]
+    lines = ",\n".join(map(json.dumps, rows))
     fields = json.dumps([field.name for field in dataclasses.fields(Entry)])
-    head = f'"format_version": {FORMAT_VERSION}, "image_size": {size}, "fields": {fields}'
+    head = f'"format_version": {FORMAT_VERSION}, "image_size": {size}, "fields": {fields}, "sha256": "{_digest(rows)}"'
     with atomic_write(folder / MANIFEST) as file:
         file.write(f'{{{head}, "files": [\n{lines}\n]}}\n'.encode())
+
+
+def _digest(rows: Iterable[Sequence[object]]) -> str:
+    """SHA-256 of the manifest's rows: one that is damaged and still JSON would leave images out, or mix them up."""
+    content = hashlib.sha256()
+    for row in rows:
+        content.update(json.dumps(row).encode() + b"\n")
+    return content.hexdigest()
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap:

@@ -153,7 +153,13 @@ def test_damage_of_the_cache_is_mended(root, read, capsys):
         content["files"][0][-1] = 7
         (folder / "manifest.json").write_text(json.dumps(content))
 
+    def other_hash():  # it would make two images copies of one
+        content = json.loads((folder / "manifest.json").read_text())
+        content["files"][0][3] = content["files"][1][3]
+        (folder / "manifest.json").write_text(json.dumps(content))
+
     spoilers = [
+        other_hash,
         lambda: cut("manifest.json"), lambda: cut("images.npy"), lambda: (folder / "images.npy").unlink(), other_rows,
         lambda: (folder / "manifest.json").write_text("[]"), lambda: (folder / "images.npy").write_bytes(b"damaged"),
     ]  # fmt: skip
