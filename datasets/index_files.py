@@ -21,7 +21,8 @@ from utils import InputError, read_json, write_json
 
 FORMAT_VERSIONS = (1, 2)
 ANNOTATED = ("class_names", "labels", "files")  # fields of version 2 only
-BYTES_PER_IMAGE = 64  # in the text: an image stands in two lists at most, indented, by a number of 19 digits at most
+# In the text: an image stands in two lists at most, by a number and, in version 2, by a path and a digest.
+BYTES_PER_IMAGE = 1024
 
 
 @dataclass(frozen=True)

@@ -286,13 +286,15 @@ def test_a_list_longer_than_the_data_set_is_refused_before_it_becomes_an_array(w
 def test_a_file_larger_than_every_list_of_the_data_set_is_not_read(tmp_path):
     path = tmp_path / "cycle_2.json"
     with open(path, "wb") as file:
-        file.truncate(2**24 + 64 * 50 + 1)
-    with pytest.raises(InputError, match=rf"has {2**24 + 64 * 50 + 1} bytes and such a file has {2**24 + 64 * 50} at"):
+        file.truncate(2**24 + 1024 * 50 + 1)
+    with pytest.raises(
+        InputError, match=rf"has {2**24 + 1024 * 50 + 1} bytes and such a file has {2**24 + 1024 * 50} at"
+    ):
         read_index_file(path, n_images=50)
 
 
 def test_the_longest_lists_of_a_data_set_fit_the_limit(tmp_path):
-    """Every image labeled and queried, with the longest numbers that may stand there."""
+    """Every image labeled and queried, with the longest numbers that may stand there; paths take more."""
     first = 2**62 - 1 - 400_000
     images = list(range(first, first + 400_000))
     content = dataclasses.replace(CONTENT, labeled=images, queried=images, set_aside=[])

@@ -1,0 +1,369 @@
+"""What holds for every split, query, score and file, whatever the draw."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets.index_files import IndexFile, read_index_file, write_index_file
+from datasets.split import Split, make_split
+from evals.cycles import Cycle, query_cycles
+from evals.features import FeatureBank
+from evals.query import STRATEGIES
+from evals.scores import Neighbours, Scorer, add_labeled, distinctive_distance, min_max, semantic_score
+from train_classifier.results import COLUMNS, Row, append_row, read_rows
+from training.losses import nt_xent
+from utils import InputError, int64_digest, read_json, write_json
+
+always = settings(max_examples=40, deadline=None, database=None, derandomize=True)
+fewer = settings(always, max_examples=12)  # whole queries take longer
+seeds = st.integers(0, 2**32 - 1)
+
+
+# Splits
+
+
+def drawn_split(seed: int) -> tuple[np.ndarray, Split]:
+    """Labels of 60 to 120 images in 2 to 5 classes, and a split with at least two labeled images of each target."""
+    rng = np.random.default_rng(seed)
+    classes = int(rng.integers(2, 6))
+    targets = rng.permutation(classes)[: rng.integers(1, classes)].tolist()
+    labels = rng.permutation(np.arange(rng.integers(60, 121)) % classes)
+    for attempt in range(100):
+        budget, again = 4 * len(targets) + attempt // 20, seed + attempt
+        try:
+            split = make_split(labels, labels, target_classes=targets, mismatch=0.2, initial_budget=budget, seed=again)
+        except InputError:
+            continue  # a class was left without a labeled image
+        if min(np.bincount(split.class_numbers(labels[split.labeled]), minlength=len(targets))) >= 2:
+            return labels, split
+    raise AssertionError("no such split")
+
+
+def check_partition(split: Split, initial: Split, labels: np.ndarray) -> None:
+    """Labeled, pool and set aside share no image, and are together what the initial split had."""
+    parts = [split.labeled, split.unlabeled, split.set_aside]
+    everything = np.concatenate(parts)
+    assert len(np.unique(everything)) == len(everything)
+    assert set(everything) == set(initial.labeled) | set(initial.unlabeled)
+    assert np.isin(labels[split.labeled], split.target_classes).all()
+    assert not np.isin(labels[split.set_aside], split.target_classes).any()
+    unchanged = ("digest", "target_classes", "mismatch", "seed")
+    assert all(getattr(split, name) == getattr(initial, name) for name in unchanged)
+    assert np.array_equal(split.test, initial.test)
+
+
+@always
+@given(seeds)
+def test_annotation_moves_images_and_loses_none(seed):
+    labels, initial = drawn_split(seed)
+    rng, split = np.random.default_rng(seed), initial
+    while len(split.unlabeled):
+        asked = rng.permutation(split.unlabeled)[: rng.integers(1, 9)]
+        after = split.annotate(asked, labels)
+        check_partition(after, initial, labels)
+        joined = after.labeled[len(split.labeled) :]
+        assert np.array_equal(after.labeled[: len(split.labeled)], split.labeled)  # in the order of labeling
+        assert joined.tolist() == [index for index in asked if labels[index] in split.target_classes]
+        assert after.unlabeled.tolist() == [index for index in split.unlabeled if index not in asked]
+        split = after
+    assert len(split.labeled) + len(split.set_aside) == len(initial.labeled) + len(initial.unlabeled)
+
+
+@always
+@given(seeds)
+def test_the_order_of_a_query_changes_the_order_alone(seed):
+    labels, split = drawn_split(seed)
+    rng = np.random.default_rng(seed)
+    asked = rng.permutation(split.unlabeled)[:10]
+    one, other = split.annotate(asked, labels), split.annotate(rng.permutation(asked), labels)
+    assert np.array_equal(one.unlabeled, other.unlabeled)
+    assert set(one.labeled) == set(other.labeled) and set(one.set_aside) == set(other.set_aside)
+
+
+@always
+@given(seeds)
+def test_strangers_and_repeats_are_never_annotated(seed):
+    labels, split = drawn_split(seed)
+    inside = int(split.unlabeled[seed % len(split.unlabeled)])
+    outside = int(split.labeled[seed % len(split.labeled)])
+    for asked in ([inside, inside], [inside, outside], [outside], [-1], [len(labels)]):
+        with pytest.raises(InputError):
+            split.annotate(np.asarray(asked), labels)
+
+
+@always
+@given(seeds)
+def test_class_numbers_are_places_and_go_back(seed):
+    labels, split = drawn_split(seed)
+    numbers = split.class_numbers(labels[split.labeled])
+    assert np.array_equal(np.asarray(split.target_classes)[numbers], labels[split.labeled])
+
+
+# Whole queries
+
+
+def banks_for(labels: np.ndarray, split: Split, rng: np.random.Generator) -> dict[str, FeatureBank]:
+    """Features in which classes lie apart, more or less, with ties."""
+    indices = np.sort(np.concatenate([split.labeled, split.unlabeled]))
+    banks = {}
+    for name, shifts in (("semantic", 1), ("distinctive", 4)):
+        noise = rng.integers(-2, 3, (len(indices), shifts, 6)).astype(np.float32)
+        centre = np.eye(6, dtype=np.float32)[labels[indices]][:, None] * rng.integers(0, 6)
+        banks[name] = FeatureBank(indices, torch.from_numpy(noise + centre + 0.5))
+    return banks
+
+
+def cycles_of(labels: np.ndarray, split: Split, name: str, seed: int, **changes) -> list[Cycle]:
+    banks = banks_for(labels, split, np.random.default_rng(seed))
+    strategy = STRATEGIES[name]
+    given_settings = {"cycles": 4, "target": 1 + seed % 9, "k": 20.0, "t": 0.7, "seed": seed, **changes}
+    return list(query_cycles(split, labels, {key: banks[key] for key in strategy.needs}, strategy, **given_settings))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@fewer
+@given(seeds)
+def test_a_query_keeps_its_budget_its_pool_and_its_promises(name, seed):
+    labels, initial = drawn_split(seed)
+    target, classes = 1 + seed % 9, len(initial.target_classes)
+    before, queried = initial, []
+    for cycle in cycles_of(labels, initial, name, seed):
+        asked = cycle.result.indices
+        assert len(asked) <= target * classes
+        assert len(asked) + sum(cycle.result.shortfall.values()) == target * classes
+        assert set(asked) <= set(before.unlabeled) and len(set(asked)) == len(asked)
+        assert not set(asked) & set(queried)
+        assert all(np.bincount(cycle.result.pseudo_class, minlength=classes) <= target)
+        check_partition(cycle.split, initial, labels)
+        assert cycle.metrics["queried"] == len(asked)
+        assert cycle.metrics["found"] == np.isin(labels[asked], initial.target_classes).sum()
+        assert cycle.metrics["pool"] == len(before.unlabeled) - len(asked) == len(cycle.split.unlabeled)
+        assert cycle.metrics["labeled"] == len(cycle.split.labeled)
+        found = set(cycle.split.labeled) - set(initial.labeled)
+        targets_there = np.isin(labels[initial.unlabeled], initial.target_classes).sum()
+        assert cycle.metrics["recall"] == (100 * len(found) / targets_there if targets_there else None)
+        queried += asked.tolist()
+        before = cycle.split
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@fewer
+@given(seeds)
+def test_no_label_of_the_pool_reaches_a_query(name, seed):
+    labels, split = drawn_split(seed)
+    other = labels.copy()
+    other[split.unlabeled] = np.random.default_rng(seed).permutation(other[split.unlabeled])
+    banks = banks_for(labels, split, np.random.default_rng(seed))
+    strategy, found = STRATEGIES[name], []
+    for truth in (labels, other):
+        kept = {key: banks[key] for key in strategy.needs}
+        first = next(query_cycles(split, truth, kept, strategy, cycles=1, target=5, seed=seed))
+        found.append(first.result.indices.tolist())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["ccal", "semantic", "distinctive"])
+@fewer
+@given(seeds)
+def test_the_order_of_pool_and_labels_does_not_matter_to_scores(name, seed):
+    """Up to rounding and ties, which draws from a continuous distribution do not have."""
+    labels, split = drawn_split(seed)
+    rng = np.random.default_rng(seed)
+    indices = np.sort(np.concatenate([split.labeled, split.unlabeled]))
+    banks = {
+        key: FeatureBank(indices, torch.from_numpy(rng.normal(size=(len(indices), shifts, 6)).astype(np.float32)))
+        for key, shifts in (("semantic", 1), ("distinctive", 4))
+    }
+    shuffled = dataclasses.replace(
+        split, unlabeled=rng.permutation(split.unlabeled), labeled=rng.permutation(split.labeled)
+    )
+    strategy, found = STRATEGIES[name], []
+    for start in (split, shuffled):
+        kept = {key: banks[key] for key in strategy.needs}
+        cycle = next(query_cycles(start, labels, kept, strategy, cycles=1, target=5, k=5.0, t=0.5))
+        values = cycle.utilities.max(1).values.numpy()
+        found.append(dict(zip(cycle.inputs.pool.tolist(), values.tolist())))
+    assert found[0].keys() == found[1].keys()
+    assert all(math.isclose(found[0][index], found[1][index], abs_tol=1e-5) for index in found[0])
+
+
+# Scores
+
+
+def scored(seed: int, *, scale: float = 1.0):
+    rng = np.random.default_rng(seed)
+    count, labeled, classes = int(rng.integers(1, 40)), int(rng.integers(6, 20)), int(rng.integers(1, 4))
+    semantic = torch.from_numpy(rng.normal(size=(count, 1, 5)).astype(np.float32)) * scale
+    distinctive = torch.from_numpy(rng.normal(size=(count, 4, 5)).astype(np.float32)) * scale
+    scorer = Scorer(semantic, distinctive, num_classes=classes, k=float(rng.integers(1, 200)), t=float(rng.random()))
+    numbers = torch.arange(labeled) % classes
+    near = torch.from_numpy(rng.normal(size=(labeled, 1, 5)).astype(np.float32)) * scale
+    unlike = torch.from_numpy(rng.normal(size=(labeled, 4, 5)).astype(np.float32)) * scale
+    scorer.add_labeled(near, unlike, numbers)
+    remaining = torch.from_numpy(rng.permutation(count)[: rng.integers(1, count + 1)])
+    return scorer.scores(remaining), classes
+
+
+@always
+@given(seeds)
+def test_scores_stay_in_their_ranges(seed):
+    scores, classes = scored(seed)
+    rounding = 1e-5
+    assert (scores.similarity.abs() <= 1 + rounding).all()
+    assert (scores.semantic.abs() <= 1).all() and scores.semantic.isfinite().all()
+    assert ((scores.pseudo_class >= 0) & (scores.pseudo_class < classes)).all()
+    assert ((scores.distinctive >= 0) & (scores.distinctive <= 1)).all()
+    # cos(u, a) - cos(u, b) is 0 to 2, cos(a, b) and cos(u, a) -1 to 1.
+    assert ((scores.distance >= -2 - rounding) & (scores.distance <= 4 + rounding)).all()
+    assert scores.distance.shape == scores.distinctive.shape == (len(scores.similarity), classes)
+
+
+@always
+@given(seeds, st.floats(0.01, 100))
+def test_the_length_of_features_does_not_matter(seed, scale):
+    one, other = scored(seed)[0], scored(seed, scale=scale)[0]
+    assert torch.allclose(one.similarity, other.similarity, atol=1e-5)
+    assert torch.allclose(one.distance, other.distance, atol=1e-5)
+
+
+@always
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=30))
+def test_min_max_reaches_both_ends_and_keeps_the_order(values):
+    found = min_max(torch.tensor(values))
+    assert found.min() == 0 and found.max() == (1 if max(values) > min(values) else 0)
+    order = np.argsort(values, kind="stable")
+    assert (np.diff(found.numpy()[order]) >= 0).all()
+
+
+@always
+@given(st.floats(0.1, 1000), st.floats(0, 1), st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30))
+def test_the_semantic_score_rises_through_0_at_t(k, t, values):
+    found = semantic_score(torch.tensor(sorted(values)), k=k, t=t)
+    assert (found.diff() >= 0).all() and (found.abs() <= 1).all()
+    signs = torch.tensor(sorted(values)) - t
+    assert ((found >= 0) | (signs <= 0)).all() and ((found <= 0) | (signs >= 0)).all()
+
+
+@always
+@given(seeds)
+def test_neighbours_are_the_same_in_one_go_or_many(seed):
+    rng = np.random.default_rng(seed)
+    pool = torch.from_numpy(rng.normal(size=(12, 2, 4)).astype(np.float32))
+    labeled = torch.from_numpy(rng.normal(size=(int(rng.integers(2, 12)), 2, 4)).astype(np.float32))
+    cuts = sorted(rng.integers(0, len(labeled) + 1, 2).tolist())
+    tables = [Neighbours(12, 2, keep=2) for _ in range(2)]
+    add_labeled(pool, tables[:1], [labeled])
+    for part in (labeled[: cuts[0]], labeled[cuts[0] : cuts[1]], labeled[cuts[1] :]):
+        add_labeled(pool, tables[1:], [part])
+    assert torch.allclose(tables[0].similarity, tables[1].similarity, atol=1e-6)
+    assert torch.equal(tables[0].position, tables[1].position)
+    assert torch.allclose(distinctive_distance(tables[0]), distinctive_distance(tables[1]), atol=1e-5)
+    assert len(tables[0]) == len(tables[1]) == len(labeled)
+
+
+@always
+@given(seeds, st.integers(2, 8), st.floats(0.05, 5))
+def test_nt_xent_does_not_depend_on_the_order_of_instances_or_views(seed, count, temperature):
+    rng = np.random.default_rng(seed)
+    views = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(2, count, 6))), dim=2)
+    loss = nt_xent(views.flatten(0, 1), temperature=temperature)
+    order = torch.from_numpy(rng.permutation(count))
+    for other in (views[:, order], views.flip(0)):
+        assert torch.isclose(nt_xent(other.flatten(0, 1), temperature=temperature), loss)
+    # Every other view is as near as the positive at best, and 2 / T nearer at worst.
+    assert 0 < loss < math.log(2 * count - 1) + 2 / temperature + 1e-9
+
+
+# Files
+
+
+names = st.from_regex(r"[A-Za-z0-9_-][\w.+-]{0,20}", fullmatch=True)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | numbers | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@st.composite
+def index_contents(draw) -> IndexFile:
+    images = draw(st.permutations(range(draw(st.integers(1, 40)))))
+    labeled = images[: draw(st.integers(1, len(images)))]
+    aside = images[len(labeled) :]
+    return IndexFile(
+        dataset=draw(names),
+        mismatch=draw(st.none() | st.floats(0, 1, exclude_max=True)),
+        split_digest=draw(st.text(max_size=64)),
+        target_classes=draw(st.lists(st.integers(0, 99), unique=True, min_size=1, max_size=5)),
+        strategy=draw(names),
+        cycle=draw(st.integers(0, 10**6)),
+        labeled=labeled,
+        queried=draw(st.lists(st.sampled_from(images), unique=True)),
+        set_aside=aside[: draw(st.integers(0, len(aside)))],
+        settings=draw(st.dictionaries(st.text(max_size=5), json_values, max_size=4)),
+        metrics={"queried": draw(st.integers(0, 99)), "precision": draw(st.none() | st.floats(0, 100))},
+        seconds=draw(st.floats(0, 1e9)),
+    )
+
+
+@always
+@given(index_contents())
+def test_index_files_come_back_and_keep_to_the_data_set(tmp_path_factory, content):
+    path = write_index_file(tmp_path_factory.mktemp("index"), content)
+    highest = max(content.labeled + content.queried + content.set_aside)
+    most = max(map(len, (content.labeled, content.queried, content.set_aside)))
+    enough = max(highest + 1, most)
+    assert read_index_file(path) == content
+    assert read_index_file(path, split_digest=content.split_digest, n_images=enough) == content
+    with pytest.raises(InputError):
+        read_index_file(path, n_images=enough - 1)
+    with pytest.raises(InputError, match="belongs to another split"):
+        read_index_file(path, split_digest=content.split_digest + "0")
+
+
+@always
+@given(json_values)
+def test_json_comes_back(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("json") / "file.json"
+    write_json(path, value)
+    assert read_json(path) == value
+    assert json.dumps(read_json(path), sort_keys=True) == json.dumps(value, sort_keys=True)  # -0.0 and 1.0, too
+
+
+@always
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
+def test_digests_tell_lists_apart_by_order_and_content(values):
+    digest = int64_digest(values)
+    assert len(digest) == 64 and digest == int64_digest(np.asarray(values, dtype=np.int64))
+    assert int64_digest([*values, 0]) != digest
+    if len(values) > 1 and values != values[::-1]:
+        assert int64_digest(values[::-1]) != digest
+
+
+@st.composite
+def result_rows(draw) -> Row:
+    whole, share = st.integers(1, 10**6), st.floats(0, 100)
+    return Row(
+        draw(names), draw(st.none() | st.floats(0, 1)), draw(names), draw(names), draw(whole), draw(whole),
+        draw(st.floats(1e-9, 10)), draw(st.integers(0, 99)), draw(whole), draw(st.integers(0, 2**63 - 1)), draw(share),
+        draw(share), draw(st.text("0123456789abcdef", max_size=64)), draw(names), draw(st.floats(0, 1e9)),
+    )  # fmt: skip
+
+
+@always
+@given(st.lists(result_rows(), min_size=1, max_size=4))
+def test_rows_of_results_come_back_to_the_bit(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("results") / "results.csv"
+    for row in rows:
+        append_row(path, row)
+    assert read_rows(path) == rows
+    assert path.read_text().splitlines()[0] == ",".join(COLUMNS)
