@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import weakref
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evals.features import QUERY, Extraction, FeatureBank, extract_features
+from common import distributed
+from evals.features import QUERY, Extraction, FeatureBank, extract_features, feature_blocks
 from models import ContrastiveEncoder, EncoderOutput, build_encoder
 from models.counter_random import make_keys
 from models.transform_layers import Augmentation, shift_images
@@ -143,6 +145,25 @@ def test_equal_pixels_at_two_indices_get_draws_of_their_own(encoder, images):
     assert (first - second).abs().max() > 1e-4
     again = extract(encoder, twins, np.array([0, 1])).features
     assert torch.equal(again, torch.stack([first, second]))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_processes_ask_for_a_stop_equally_often(encoder, images, monkeypatch, processes):
+    """They agree on the answer with each other, so one that asked more often would wait for ever."""
+    how = Extraction(Augmentation(0.54, True), views=3, shift="none", shift_numbers=(0,), seed=0, batch_size=2)
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    asked, rows = [], []
+    for rank in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        questions = []
+        blocks = feature_blocks(
+            encoder, images, CHOSEN, how, name="features", check=functools.partial(questions.append, 1)
+        )
+        rows += [place for part, _ in blocks for place in range(part.start, part.stop)]
+        asked.append(len(questions))
+    batches = -(-len(CHOSEN) // 2)
+    assert asked == [3 * -(-batches // processes)] * processes
+    assert rows == list(range(len(CHOSEN)))
 
 
 def test_the_encoder_is_frozen(encoder, images):
