@@ -269,9 +269,8 @@ def serve_stop(interruption: Interruption, results: Path, lost: str) -> None:
         Interrupted: It does; the message says what is on disk and what is ``lost``.
     """
     if interruption.due():
-        raise interruption.stop(
-            f"finished classifiers are in {results}; what was trained of {lost} is lost; the same command continues"
-        )
+        kept = f"finished classifiers are in {results}" if results.exists() else "no classifier is finished"
+        raise interruption.stop(f"{kept}; what was trained of {lost} is lost; the same command continues")
 
 
 def train_cycle(

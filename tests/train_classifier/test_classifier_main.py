@@ -396,7 +396,8 @@ def test_a_group_of_seeds_is_lost_together_and_continued(place, monkeypatch, cap
 
 def test_the_time_limit_ends_the_classifier_with_status_0(place, capfd):
     assert run_cli(main, place.words("--max_minutes", "1e-6")) == 0
-    assert "stopped by --max_minutes 1e-06" in capfd.readouterr().err
+    expected = "stopped by --max_minutes 1e-06: no classifier is finished; what was trained of cycle 0, seed 0 is lost"
+    assert expected in capfd.readouterr().err
     assert not place.out.exists()
 
 
