@@ -6,6 +6,7 @@ Run it with one process, or with several through torchrun or torch.distributed.l
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +25,10 @@ from common.lock import folder_lock
 from datasets import load_data_and_split
 from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
-from training.engine import Objective, make_forward, probe_accuracy, steps_per_epoch, train_one_epoch
+from training.engine import Objective, batch_per_process, make_forward, probe_accuracy, steps_per_epoch, train_one_epoch
 from training.objectives import DistinctiveObjective, SemanticObjective
 from training.optim import LearningRate, build_optimizer
-from training.run import Run, find_run, run_folder
+from training.run import Run, check_folder, find_run, run_folder
 from utils import InputError, RunLog, finish, log, run_cli, set_quiet, set_seed
 
 
@@ -57,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         Interruption(max_minutes=args.max_minutes) as interruption,
         distributed.session(args.device, timeout_minutes=args.timeout_minutes) as device,
         deterministic(args.deterministic, device),
-        folder_lock(folder),
+        folder_lock(folder, check=functools.partial(check_folder, folder, resume_path=args.resume_path)),
     ):
-        continued = find_run(folder, resume=bool(args.resume_path) or args.resume == "auto")
+        resume = bool(args.resume_path) or args.resume == "auto"
+        continued = distributed.from_first(lambda: find_run(folder, resume=resume))
         set_seed(args.seed, rank=distributed.rank())
         acceleration.keep_freed_memory()
         precision = Precision.resolve(args.precision, device)
@@ -74,8 +76,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         images, labels = to_device(data.train_images, data.train_labels, device)
         test_images, test_labels = to_device(data.test_images, data.test_labels, device)
         indices = torch.from_numpy(split.contrast()).to(device)
-        steps = steps_per_epoch(len(indices), batch_size=args.batch_size, processes=distributed.world_size())
-        check_negatives(args.mode, args.batch_size * distributed.world_size())
+        processes = distributed.world_size()
+        batch_size = batch_per_process(args.batch_size, args.global_batch_size, processes=processes)
+        whole_batches = args.global_batch_size is not None
+        steps = steps_per_epoch(len(indices), batch_size=batch_size, processes=processes, whole_batches=whole_batches)
+        check_negatives(args.mode, batch_size * processes)
 
         encoder = build_encoder(
             settings["model"],
@@ -113,14 +118,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 run.save_model()
             else:
                 checkpoint.write_args(folder, settings, split_digest=split.digest, processes=distributed.world_size())
-        announce(settings, count=len(indices), steps=steps, device=device, folder=folder, run=run)
+        announce(
+            settings, batch_size=batch_size, count=len(indices), steps=steps, device=device, folder=folder, run=run
+        )
         run.rehearse_saving()
 
         compiled_for = None
         if compiled:
             log("compiling the training step, once, for about a minute")
             encoder.train()
-            compiled_for = indices[: args.batch_size]
+            compiled_for = indices[:batch_size]
         forward = make_forward(model, objective, images, labels, compiled_for=compiled_for)
         run_log = RunLog(folder, enabled=distributed.is_main(), done=run.epoch)
         for epoch in range(run.epoch + 1, args.epochs + 1):
@@ -131,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     indices,
                     optimizers=optimizers,
                     learning_rate=learning_rate,
-                    batch_size=args.batch_size,
+                    batch_size=batch_size,
+                    whole_batches=whole_batches,
                     epoch=epoch,
                     seed=args.seed,
                     gathered=run.gathered,
@@ -216,10 +224,19 @@ def build_objective(
     )
 
 
-def announce(settings: dict[str, Any], *, count: int, steps: int, device: torch.device, folder: Path, run: Run) -> None:
+def announce(
+    settings: dict[str, Any],
+    *,
+    batch_size: int,
+    count: int,
+    steps: int,
+    device: torch.device,
+    folder: Path,
+    run: Run,
+) -> None:
     """Says what is about to run: images, effective batch, learning rate, processes and where the results go."""
     processes = distributed.world_size()
-    batch = settings["batch_size"] * processes
+    batch = batch_size * processes
     log(
         f"{settings['mode']} encoder {settings['model']} on {settings['dataset']}: {count} images, {steps} steps per "
         f"epoch, epochs {run.epoch + 1} to {settings['epochs']}, {processes} process(es) on {device.type}, "
@@ -228,7 +245,7 @@ def announce(settings: dict[str, Any], *, count: int, steps: int, device: torch.
     if settings["dataset"] == "folder":
         log(f"backbone {settings['model']}; without --model it follows --image_size (see --help)")
     log(
-        f"effective batch {batch} images ({settings['batch_size']} per process; the paper's recipe is 128), learning "
+        f"effective batch {batch} images ({batch_size} per process; the paper's recipe is 128), learning "
         f"rate {settings['lr_init']} to {10 * settings['lr_init']:g} as given: nothing is scaled"
     )
     if processes > 1 and device.type == "cpu":

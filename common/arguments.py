@@ -200,7 +200,15 @@ def add_contrast_args(parser: argparse.ArgumentParser) -> None:
         "--sim_lambda", type=number(float, 0), default=1.0, help="weight of NT-Xent beside the shift loss"
     )
     group.add_argument("--epochs", "--epoch", type=positive_int, default=1500, help="passes over the training images")
-    group.add_argument("--batch_size", type=positive_int, default=128, help="images per process and step")
+    sizes = group.add_mutually_exclusive_group()
+    sizes.add_argument("--batch_size", type=positive_int, default=128, help="images per process and step")
+    sizes.add_argument(
+        "--global_batch_size",
+        type=positive_int,
+        metavar="N",
+        help="images per step, all processes together, of which each takes an equal share: the steps of an epoch, "
+        "their images and learning rates are then the same with any number of processes",
+    )
     group.add_argument("--optimizer", choices=("sgd", "adam", "lars"), default="sgd", help="of the encoder")
     group.add_argument("--lr_scheduler", choices=("cosine", "step_decay"), default="cosine", help="after the warm-up")
     group.add_argument(

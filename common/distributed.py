@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from common.peers import Peers
 from utils import InputError, Interrupted, ProcessLost, mark_speaker
 
+T = TypeVar("T")
 DEFAULT_TIMEOUT = 30.0  # minutes
 SEE_OFF = 3.0  # seconds that the first process gives the others to end after it has failed
 
@@ -262,6 +263,26 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_first(ask: Callable[[], T]) -> T:
+    """What ``ask``, called at the first process alone, returns or raises there, at every process.
+
+    Raises:
+        InputError: See ``ask``.
+        OSError: See ``ask``.
+    """
+    answer: list[Any] = [None, None]
+    if is_main():
+        try:
+            answer[0] = ask()
+        except (InputError, OSError) as error:
+            answer[1] = error
+    if world_size() > 1:
+        dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
 
 
 def require_same(value: Any, what: str) -> None:

@@ -10,37 +10,44 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common import distributed
 from utils import InputError, warn
 
 LOCK_FILE = ".lock"
+RESTART_PATIENCE = 60.0  # seconds
 HELD = {errno.EAGAIN, errno.EACCES}
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 @contextlib.contextmanager
-def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
+def folder_lock(folder: str | os.PathLike, *, check: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Keeps other runs out of a folder for the length of the block; the folder is made where it is not there.
 
     The processes of one run take it once, so all of them must enter, within distributed.session. The lock file goes
-    with the lock, and so does a folder made for it that stayed empty.
+    with the lock, and so does a folder made for it that stayed empty. Where the launcher restarts what has failed, it
+    is waited for a moment: a process of before may still be ending.
+
+    Args:
+        folder: To lock; the first process's counts.
+        check: Called by the first process before the folder is made; what it raises, all raise.
 
     Raises:
         InputError: Another process has it; the message names that process.
     """
-    folder, handle, made, problem = Path(folder), None, [], None
-    if distributed.is_main():
-        try:
-            made = _missing(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = _take(folder / LOCK_FILE)
-        except (InputError, OSError) as error:
-            problem = error
-    if problem := distributed.gather_objects(problem)[0]:
-        raise problem
+    folder, handle, made = Path(folder), None, []
+
+    def take() -> None:
+        nonlocal handle, made
+        check()
+        made = _missing(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _take(folder / LOCK_FILE, patience=RESTART_PATIENCE if _restarts() else 0.0)
+
+    distributed.enter(f"the locking of {folder}")
+    distributed.from_first(take)
     try:
         yield
     finally:
@@ -58,8 +65,13 @@ def _missing(folder: Path) -> list[Path]:
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
-def _take(path: Path) -> int | None:
+def _restarts() -> bool:
+    return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
+def _take(path: Path, *, patience: float) -> int | None:
     """The open, locked file; None where the file system knows no locks."""
+    end = time.monotonic() + patience
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -67,6 +79,9 @@ def _take(path: Path) -> int | None:
         except OSError as error:
             holder = os.pread(handle, 10_000, 0)
             os.close(handle)
+            if error.errno in HELD and time.monotonic() < end:
+                time.sleep(0.2)
+                continue
             if error.errno in HELD:
                 raise InputError(
                     f"{path.parent} is in use by {_describe(holder)}; wait for it or stop it, or give another folder"

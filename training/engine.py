@@ -60,26 +60,59 @@ def make_forward(
     return forward
 
 
-def steps_per_epoch(count: int, *, batch_size: int, processes: int) -> int:
-    """Steps of one epoch: a single process drops the short last batch, several keep it (as the original's loaders do).
+def batch_per_process(batch_size: int, global_batch_size: int | None, *, processes: int) -> int:
+    """Images that each process takes per step: ``batch_size``, or its share of ``global_batch_size``.
+
+    Raises:
+        InputError: The global batch cannot be shared evenly; the message names what could.
+    """
+    if global_batch_size is None:
+        return batch_size
+    share, rest = divmod(global_batch_size, processes)
+    if rest:
+        sizes = [size for size in (share * processes, (share + 1) * processes) if size]
+        counts = [count for count in range(1, processes) if global_batch_size % count == 0]
+        raise InputError(
+            f"--global_batch_size {global_batch_size} does not divide among {processes} processes: give "
+            f"{' or '.join(map(str, sizes))}, or launch {' or '.join(map(str, counts[-4:]))} process(es)"
+        )
+    return share
+
+
+def steps_per_epoch(count: int, *, batch_size: int, processes: int, whole_batches: bool = False) -> int:
+    """Steps of one epoch: a single process drops the short last batch, several keep it (as the original's loaders do)
+    unless ``whole_batches`` asks for the same as with one.
 
     Raises:
         InputError: There are fewer images than one batch.
     """
-    share = -(-count // processes)
-    steps = count // batch_size if processes == 1 else -(-share // batch_size)
+    if processes == 1 or whole_batches:
+        steps = count // (batch_size * processes)
+    else:
+        share = -(-count // processes)
+        steps = -(-share // batch_size)
     if steps == 0:
-        raise InputError(f"--batch_size {batch_size} is larger than the {count} training images; make it smaller")
+        flag = f"--global_batch_size {batch_size * processes}" if whole_batches else f"--batch_size {batch_size}"
+        raise InputError(f"{flag} is larger than the {count} training images; make it smaller")
     return steps
 
 
 def epoch_batches(
-    indices: Tensor, *, batch_size: int, rank: int, processes: int, seed: int, epoch: int, done: int = 0
+    indices: Tensor,
+    *,
+    batch_size: int,
+    rank: int,
+    processes: int,
+    seed: int,
+    epoch: int,
+    done: int = 0,
+    whole_batches: bool = False,
 ) -> Iterator[Tensor]:
     """This process's batches of one epoch: consecutive parts of each global batch, in an order drawn for the epoch.
 
-    All processes draw the same order, so W processes with batches of B see together what one with W B sees. With
-    several, the order is filled up from its own start until it divides evenly.
+    All processes draw the same order, so W processes with batches of B see together what one with W B sees. What is
+    left for a short last batch is dropped by a single process; several fill the order up from its own start until it
+    divides evenly, or with ``whole_batches`` drop it as well.
 
     Args:
         indices: Training images, (N,).
@@ -90,12 +123,12 @@ def epoch_batches(
     """
     # Sorting keys shuffles on the device, without a copy for which the host would wait.
     order = make_keys(seed, ORDER, epoch, torch.arange(len(indices), device=indices.device)).argsort(stable=True)
-    if processes > 1:
+    if processes > 1 and not whole_batches:
         share = -(-len(indices) // processes)
         filled = order.repeat(-(-share * processes // len(order)))[: share * processes]
     else:
-        share = len(indices) // batch_size * batch_size
-        filled = order[:share]
+        share = len(indices) // (batch_size * processes) * batch_size
+        filled = order[: share * processes]
     for start in range(done * batch_size, share, batch_size):
         size = min(batch_size, share - start)
         first = start * processes + rank * size
@@ -133,6 +166,13 @@ class Gathered:
         rows = list(state["rows"].to(device).unbind())
         return cls(tuple(state["names"]), rows, list(state["sizes"]), state["seconds"])
 
+    @classmethod
+    def from_others(cls, states: list[dict[str, Any]], device: torch.device, *, batch_size: int) -> Gathered:
+        """The mean of what several processes have put down, for another number of them with this batch each."""
+        rows = torch.stack([state["rows"].double() for state in states]).mean(0).to(states[0]["rows"].dtype)
+        mean = {**states[0], "rows": rows, "sizes": [batch_size] * len(rows)}
+        return cls.from_state(mean, device)
+
 
 def train_one_epoch(
     encoder: nn.Module,
@@ -146,6 +186,7 @@ def train_one_epoch(
     seed: int,
     gathered: Gathered | None = None,
     stop: Callable[[], bool] = lambda: False,
+    whole_batches: bool = False,
 ) -> dict[str, float] | None:
     """One pass over the images. With one GPU the host only hands out work: it waits once, at the end.
 
@@ -159,6 +200,7 @@ def train_one_epoch(
         epoch: From 1.
         seed: Of the order.
         gathered: Of the epoch's steps that are made already; those made here are added to it.
+        whole_batches: Whether several processes, too, leave the short last batch out.
         stop: Asked after each step but the last whether to leave it at that, with one answer at all processes.
 
     Returns:
@@ -173,10 +215,9 @@ def train_one_epoch(
     encoder.train()
     gathered = Gathered() if gathered is None else gathered
     device, processes, done = indices.device, distributed.world_size(), len(gathered.rows)
-    steps = steps_per_epoch(len(indices), batch_size=batch_size, processes=processes)
-    batches = epoch_batches(
-        indices, batch_size=batch_size, rank=distributed.rank(), processes=processes, seed=seed, epoch=epoch, done=done
-    )
+    shape = {"batch_size": batch_size, "processes": processes, "whole_batches": whole_batches}
+    steps = steps_per_epoch(len(indices), **shape)
+    batches = epoch_batches(indices, rank=distributed.rank(), seed=seed, epoch=epoch, done=done, **shape)
     number = torch.full((), epoch, dtype=torch.int64, device=device)
     start, stopped = time.perf_counter() - gathered.seconds, False
     for step, chosen in enumerate(

@@ -18,7 +18,7 @@ from common.safe_files import check_fields, is_count, is_text
 from datasets.mixed import data_name
 from training.engine import Gathered
 from training.optim import load_optimizer
-from utils import LOG_FILE, Diverged, InputError, remove_leftovers, require_writable, warn
+from utils import LOG_FILE, Diverged, InputError, log, remove_leftovers, require_writable, warn
 
 FORMAT_VERSION = 3  # 1: the order of an epoch was drawn on the CPU; 2: without a place within the epoch and a checksum
 READABLE_VERSIONS = (2, 3)
@@ -36,15 +36,13 @@ def run_folder(logdir: str | None, resume_path: str | None, suffix: str, setting
     """The run's folder, which need not be there yet.
 
     Raises:
-        InputError: The flags contradict each other, or the folder cannot be written.
+        InputError: The flags contradict each other.
     """
     if resume_path:
         if suffix or (logdir and Path(logdir).resolve() != Path(resume_path).resolve()):
             raise InputError("--resume_path continues a run in its own folder: leave --logdir and --suffix out")
         if settings["resume"] == "auto":
             raise InputError("--resume_path insists on a run to continue and --resume auto does not: give one of them")
-        if not _checkpoints(Path(resume_path)):
-            raise InputError(f"--resume_path {resume_path} holds no {checkpoint.RESUME_FILE}; name the folder of a run")
         return Path(resume_path)
     name = "_".join(str(settings[key]) for key in ("mismatch", "model", "mode", "shift_trans_type"))
     name = f"{data_name(settings['dataset'], settings['others'])}_{name}"
@@ -54,13 +52,24 @@ def run_folder(logdir: str | None, resume_path: str | None, suffix: str, setting
         if Path(suffix).name != suffix or not folder.name:
             raise InputError(f"--suffix {suffix} must be part of a folder's name, and --logdir must name a folder")
         folder = folder.with_name(f"{folder.name}_{suffix}")
-    require_writable(folder, "--logdir")
     return folder
 
 
+def check_folder(folder: Path, *, resume_path: str | None) -> None:
+    """Refuses a folder that cannot be a run's, before it is made.
+
+    Raises:
+        InputError: There is no run to continue in it, or it cannot be written.
+    """
+    if not resume_path:
+        require_writable(folder, "--logdir")
+    elif not _checkpoints(folder):
+        raise InputError(f"--resume_path {resume_path} holds no {checkpoint.RESUME_FILE}; name the folder of a run")
+
+
 def find_run(folder: Path, *, resume: bool) -> bool:
-    """Whether there is a run in the folder to continue; called when the folder is locked, for it also clears up what a
-    killed run has left half written.
+    """Whether there is a run in the folder to continue; called by the first process when the folder is locked, for it
+    also clears up what a killed run has left half written.
 
     Args:
         folder: Of the run.
@@ -69,8 +78,7 @@ def find_run(folder: Path, *, resume: bool) -> bool:
     Raises:
         InputError: There is a run, and it is not to be continued or cannot be.
     """
-    if distributed.is_main():
-        remove_leftovers(folder, "*")
+    remove_leftovers(folder, "*")
     if _checkpoints(folder):
         if resume:
             return True
@@ -239,7 +247,7 @@ class Run:
         Raises:
             InputError: No file can be read, or it is from a run with other settings or another split.
         """
-        path, content = checkpoint.load_last(self._folder, device)
+        path, content = distributed.from_first(lambda: checkpoint.load_last(self._folder))
         self._check(path, content)
         checkpoint.require_finite_weights(path, content["model"])
         try:
@@ -249,24 +257,38 @@ class Run:
             raise InputError(f"{path} does not fit this encoder ({reason})") from None
         with _states_of_a_run(path):
             self._put_back(path, content, device)
-        if len(set(distributed.gather_objects(self.place))) > 1:
-            raise InputError(f"the processes read different files from {self._folder}: give a folder that all share")
 
     def _put_back(self, path: Path, content: dict[str, Any], device: torch.device) -> None:
         for optimizer, state in zip(self._optimizers, content["optimizers"], strict=True):
             load_optimizer(optimizer, state)
         self.epoch, self._good = content["epoch"], path
         saved = content.get("gathered")  # version 2 was written between epochs only
-        if len(content["rng"]) == distributed.world_size():
-            checkpoint.restore_rng(content["rng"][distributed.rank()])
-            if saved:
-                self.gathered = Gathered.from_state(saved[distributed.rank()], device)
-        else:
-            warn(
-                f"the run had {len(content['rng'])} processes and now has {distributed.world_size()}: the "
-                "effective batch is another one, and the result will not equal an uninterrupted run's"
-                + (f"; epoch {self.epoch + 1} starts again at its first step" if saved and saved[0]["sizes"] else "")
+        if len(content["rng"]) != distributed.world_size():
+            self._change_processes(len(content["rng"]), self._batch_of(content), saved, device)
+            return
+        checkpoint.restore_rng(content["rng"][distributed.rank()])
+        if saved:
+            self.gathered = Gathered.from_state(saved[distributed.rank()], device)
+
+    def _change_processes(
+        self, before: int, batch_before: int, gathered: list[dict[str, Any]] | None, device: torch.device
+    ) -> None:
+        """Goes on with another number of processes; each draws from a new stream of its own."""
+        now, batch, begun = distributed.world_size(), self._batch, bool(gathered and gathered[0]["sizes"])
+        if batch == batch_before:
+            if begun:
+                self.gathered = Gathered.from_others(gathered, device, batch_size=batch // now)
+            own = "; on the CPU each normalises by its own share" if device.type == "cpu" else ""
+            log(
+                f"the run had {before} process(es) and now has {now}: still {batch} images per step, the same ones, of "
+                f"which each takes {batch // now}; sums are rounded in another order{own}"
             )
+            return
+        warn(
+            f"the run had {before} processes and now has {now}: the effective batch is {batch} images instead of "
+            f"{batch_before} (--global_batch_size {batch_before} would keep it), and the result will not equal an "
+            "uninterrupted run's" + (f"; epoch {self.epoch + 1} starts again at its first step" if begun else "")
+        )
 
     def _check(self, path: Path, content: Any) -> None:
         version = content.get("format_version") if isinstance(content, dict) else None
@@ -279,15 +301,29 @@ class Run:
         if content["split_digest"] != self._split_digest:
             raise InputError(f"{path} belongs to another split; give the data and split flags of that run")
         earlier = content["arguments"]
+        same_batch = self._settings["global_batch_size"] == self._batch_of(content)
         changed = [
             f"--{name} was {earlier.get(name)}, is {value}"
             for name, value in self._settings.items()
-            if name not in FREE_ON_RESUME and earlier.get(name) != value
+            if name not in FREE_ON_RESUME
+            and earlier.get(name) != value
+            and not (same_batch and name in ("batch_size", "global_batch_size"))
         ]
         if changed:
             raise InputError(
                 f"{path} was trained with other flags ({'; '.join(changed)}); give the same to continue it"
             )
+
+    @property
+    def _batch(self) -> int:
+        """Images per step, all processes together."""
+        return self._settings["global_batch_size"] or self._settings["batch_size"] * distributed.world_size()
+
+    @staticmethod
+    def _batch_of(content: dict[str, Any]) -> int:
+        """The same, in the run that wrote a checkpoint."""
+        earlier = content["arguments"]
+        return earlier.get("global_batch_size") or earlier["batch_size"] * len(content["rng"])
 
     def position(self, steps: int) -> float | None:
         """The fractional epoch at the last update, with ``steps`` per epoch; None before the first one."""

@@ -97,6 +97,7 @@ BOUNDS = {
         [(command, "--timeout_minutes") for command in ("contrast", "query", "classifier")],
         ({"0.05": 0.05, "30": 30.0, "1e6": 1e6}, ["0", "-1", "1000001", *NOT_FINITE]),
     ),
+    ("contrast", "--global_batch_size"): POSITIVE_INT,
     ("contrast", "--seed"): SEED,
     ("contrast", "--simclr_dim"): POSITIVE_INT,
     ("contrast", "--resize_factor"): (

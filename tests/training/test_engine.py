@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from models import ContrastiveEncoder
-from training.engine import epoch_batches, make_forward, probe_accuracy, steps_per_epoch, train_one_epoch
+from training.engine import (
+    Gathered,
+    batch_per_process,
+    epoch_batches,
+    make_forward,
+    probe_accuracy,
+    steps_per_epoch,
+    train_one_epoch,
+)
 from utils import InputError
 
 
@@ -37,14 +45,9 @@ def make_data(count=10):
     return images, torch.arange(count) % 3
 
 
-def batches(count, *, batch_size, rank=0, processes=1, seed=0, epoch=1):
-    indices = torch.arange(count) * 10
-    return [
-        batch.tolist()
-        for batch in epoch_batches(
-            indices, batch_size=batch_size, rank=rank, processes=processes, seed=seed, epoch=epoch
-        )
-    ]
+def batches(count, *, rank=0, processes=1, seed=0, epoch=1, **more):
+    chosen = epoch_batches(torch.arange(count) * 10, rank=rank, processes=processes, seed=seed, epoch=epoch, **more)
+    return [batch.tolist() for batch in chosen]
 
 
 def joined(lists):
@@ -114,6 +117,54 @@ def test_several_processes_keep_the_last_batch_and_fill_up_from_the_start(count,
     assert set(together[:count]) == {10 * number for number in range(count)}
     repeats = (together[:count] * (share * processes // count + 1))[: share * processes]
     assert together == repeats
+
+
+@pytest.mark.parametrize("count", [24, 25, 31, 100])
+@pytest.mark.parametrize("done", [0, 1, 3])
+def test_whole_global_batches_are_the_same_images_with_any_number_of_processes(count, done):
+    expected = batches(count, batch_size=8, epoch=2)
+    assert len(expected) == count // 8
+    for processes in (1, 2, 4, 8):
+        shape = {"batch_size": 8 // processes, "processes": processes, "whole_batches": True}
+        parts = [batches(count, rank=rank, done=done, epoch=2, **shape) for rank in range(processes)]
+        assert [joined(step) for step in zip(*parts)] == expected[done:]
+        assert steps_per_epoch(count, **shape) == len(expected)
+
+
+def test_a_global_batch_larger_than_the_data_is_refused():
+    with pytest.raises(InputError, match="--global_batch_size 12 is larger than the 11 training images"):
+        steps_per_epoch(11, batch_size=4, processes=3, whole_batches=True)
+
+
+@pytest.mark.parametrize(("given", "processes", "share"), [(None, 3, 7), (12, 1, 12), (12, 3, 4), (3, 3, 1)])
+def test_the_share_of_a_process(given, processes, share):
+    assert batch_per_process(7, given, processes=processes) == share
+
+
+@pytest.mark.parametrize(
+    ("given", "processes", "remedy"),
+    [
+        (128, 3, "give 126 or 129, or launch 1 or 2 process"),
+        (60, 8, "give 56 or 64, or launch 3 or 4 or 5 or 6 process"),
+        (2, 4, "give 4, or launch 1 or 2 process"),
+    ],
+)
+def test_a_global_batch_that_cannot_be_shared_is_refused_with_what_can(given, processes, remedy):
+    with pytest.raises(
+        InputError, match=f"--global_batch_size {given} does not divide among {processes} processes"
+    ) as e:
+        batch_per_process(128, given, processes=processes)
+    assert remedy in str(e.value)
+
+
+def test_what_other_processes_gathered_is_their_mean():
+    states = [
+        {"names": ["loss"], "rows": torch.tensor([[1.0, 5.0], [2.0, 6.0]]), "sizes": [4, 4], "seconds": 2.0},
+        {"names": ["loss"], "rows": torch.tensor([[3.0, 7.0], [2.0, 0.0]]), "sizes": [4, 4], "seconds": 2.5},
+    ]
+    found = Gathered.from_others(states, torch.device("cpu"), batch_size=8)
+    assert [row.tolist() for row in found.rows] == [[2.0, 6.0], [2.0, 3.0]]
+    assert (found.names, found.sizes, found.seconds) == (("loss",), [8, 8], 2.0)
 
 
 def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else():

@@ -1,0 +1,221 @@
+"""contrast_main.py with another number of processes at each start, and with a run folder that only one of them sees."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import contrast_main
+from common import checkpoint, distributed
+from models import ContrastiveEncoder
+from models.transform_layers import Augmentation
+from tests.processes import run_processes
+from tests.runs import assert_same_run, equal, log_lines, without_clock
+from training.engine import make_forward, train_one_epoch
+from training.objectives import SemanticObjective
+
+GLOBAL = 16  # images per step: 3 steps per epoch of the 50 images
+
+
+def train(words, rank, flags, record, stop_at):
+    """contrast_main.py, which notes the images of each step and gets SIGUSR1 in one of them, (epoch, step from 0)."""
+    make = contrast_main.make_forward
+
+    def noting(*settings, **more):
+        forward = make(*settings, **more)
+
+        def step(chosen, epoch):
+            with open(f"{record}.{rank}", "a") as file:
+                file.write(json.dumps([int(epoch), chosen.tolist()]) + "\n")
+            count = sum(json.loads(line)[0] == int(epoch) for line in open(f"{record}.{rank}"))
+            if stop_at == (int(epoch), count - 1) and rank == distributed.world_size() - 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return forward(chosen, epoch)
+
+        return step
+
+    contrast_main.make_forward = noting
+    contrast_main.main(flags)
+
+
+def seen(record, size):
+    """Epoch and images of each step, all processes together."""
+    parts = [[json.loads(line) for line in Path(f"{record}.{rank}").read_text().splitlines()] for rank in range(size)]
+    assert len({tuple(epoch for epoch, _ in part) for part in parts}) == 1
+    return [(step[0][0], [image for _, images in step for image in images]) for step in zip(*parts)]
+
+
+def global_flags(flags, folder, **settings):
+    words = flags("semantic", "--resume", "auto", logdir=folder, batch_size=GLOBAL, **settings)
+    words[words.index("--batch_size")] = "--global_batch_size"
+    return words
+
+
+def test_one_then_two_then_one_process_see_the_same_images_at_the_same_rates(tmp_path, flags):
+    folder, whole, steps = tmp_path / "run", tmp_path / "whole", []
+    for number, (size, stop_at) in enumerate([(1, (1, 1)), (2, (3, 0)), (1, None)]):
+        record, words = tmp_path / f"images_{number}", global_flags(flags, folder, error_step=4)
+        ended = run_processes(train, tmp_path, words, record, stop_at, size=size)
+        assert [process.status for process in ended] == [0] * size, ended[0].told
+        steps += seen(record, size)
+        if number:
+            assert (
+                f"the run had {3 - size} process(es) and now has {size}: still 16 images per step, the same ones, of "
+                f"which each takes {16 // size}; sums are rounded in another order; on the CPU each normalises by its "
+                "own share"
+            ) in ended[0].told
+            assert f"effective batch 16 images ({16 // size} per process" in ended[0].told
+    words = global_flags(flags, whole, error_step=4)
+    assert run_processes(train, tmp_path, words, tmp_path / "images", None, size=1)[0].status == 0
+    assert [epoch for epoch, _ in steps] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert steps == seen(tmp_path / "images", 1)
+    one, other = log_lines(folder), log_lines(whole)
+    assert [line["lr"] for line in one] == [line["lr"] for line in other]
+
+
+def test_a_global_batch_of_one_process_is_its_batch_bit_for_bit(tmp_path, flags, whole):
+    contrast_main.main(global_flags(flags, tmp_path / "run"))
+    assert_same_run(tmp_path / "run", whole("semantic"))
+    record = json.loads((tmp_path / "run" / "args.json").read_text())
+    assert record["arguments"]["global_batch_size"] == 16
+
+
+def test_a_run_with_a_batch_per_process_goes_on_with_that_global_batch_and_no_other(tmp_path, flags, whole, capsys):
+    folder = tmp_path / "run"
+    contrast_main.main(flags("semantic", logdir=folder, epochs=4))
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    words = global_flags(flags, folder)
+    contrast_main.main(words)  # nothing is left to train, and nothing has been refused
+    assert_same_run(folder, whole("semantic"))
+    words[words.index("--global_batch_size") + 1] = "20"
+    assert contrast_main.run_cli(contrast_main.main, words) == 2
+    told = capsys.readouterr().err
+    assert "other flags (" in told and "--global_batch_size was None, is 20" in told
+    assert (folder / "last.ckpt").read_bytes() == before["last.ckpt"]
+
+
+def test_both_sizes_of_a_batch_are_one_line(flags, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        contrast_main.main(flags("semantic", logdir=tmp_path / "run", global_batch_size=8))
+    assert caught.value.code == 2
+    assert "argument --global_batch_size: not allowed with argument --batch_size" in capsys.readouterr().err
+
+
+def test_a_global_batch_that_two_processes_cannot_share_is_one_line_and_makes_no_folder(tmp_path, flags):
+    words = global_flags(flags, tmp_path / "run")
+    words[words.index("--global_batch_size") + 1] = "15"
+    ended = run_processes(train, tmp_path, words, tmp_path / "images", None)
+    assert [process.status for process in ended] == [2, 2]
+    assert [line for process in ended for line in process.lines] == [
+        "main.py: error: --global_batch_size 15 does not divide among 2 processes: give 14 or 16, or launch 1 "
+        "process(es)"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def train_here(words, rank, flags, folders):
+    """contrast_main.py with a run folder of this process's own, as on machines that share none."""
+    words = [str(folders[rank]) if word == "FOLDER" else word for word in flags]
+    contrast_main.main(words)
+
+
+def test_the_first_processs_folder_is_the_runs_and_others_need_none(tmp_path, flags):
+    """Two machines without a shared folder: the second resumes from what the first one reads."""
+    own = [tmp_path / "first", tmp_path / "second"]
+    shared = [tmp_path / "both"] * 2
+    for epochs in (2, 4):  # the warm-up ends in epoch 1; the cosine's period is another one, for both alike
+        for folders in (own, shared):
+            words = flags("semantic", "--resume", "auto", logdir="FOLDER", epochs=4)
+            if epochs == 2:
+                words = [*words, "--max_minutes", "1e-9"]
+            ended = run_processes(train_here, tmp_path, words, folders)
+            assert [process.status for process in ended] == [0, 0], ended[0].told + ended[1].told
+    assert equal(checkpoint.load(own[0] / "last.ckpt")["model"], checkpoint.load(shared[0] / "last.ckpt")["model"])
+    assert without_clock(log_lines(own[0])) == without_clock(log_lines(shared[0]))
+    assert not own[1].exists()
+
+
+def answer(words, rank, what):
+    with distributed.session("cpu"):
+        if what == "value":
+            assert distributed.from_first(lambda: {"rank": rank}) == {"rank": 0}
+        if what == "same":
+            distributed.require_same("x", "the words")
+        if what == "other":
+            distributed.require_same(f"x{rank}", "the words are not the same")
+        if what == "error":
+            distributed.from_first(lambda: Path("/nowhere/at/all").read_text())
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "line"),
+    [
+        ("value", 0, None),
+        ("same", 0, None),
+        ("other", 2, "the words are not the same: rank 0 finds x0 and rank 1 finds x1; give both the same"),
+        ("error", 2, "No such file or directory: /nowhere/at/all"),
+    ],
+)
+def test_what_the_first_says_and_what_all_must_say(tmp_path, what, status, line):
+    ended = run_processes(answer, tmp_path, what)
+    assert [process.status for process in ended] == [status] * 2, ended[0].told
+    assert [told for process in ended for told in process.lines] == ([f"main.py: error: {line}"] if line else [])
+
+
+class LinearEncoder(ContrastiveEncoder):
+    """One linear layer as backbone: without BatchNorm another number of processes only rounds differently."""
+
+    feature_dim = 6
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.layer = torch.nn.Linear(48, 6)
+
+    def penultimate(self, images):
+        return self.layer(images.flatten(1))
+
+
+class NoRate:
+    value = 0.0
+
+    def set(self, e):
+        pass
+
+
+def train_linear(words, rank, path, epochs):
+    """Some epochs of a linear encoder on 21 images in global batches of 8, from the weights in a file on."""
+    with distributed.session("cpu") as device:
+        generator = torch.Generator().manual_seed(3)
+        images = torch.randint(0, 256, (21, 3, 4, 4), dtype=torch.uint8, generator=generator)
+        torch.manual_seed(0)
+        encoder = LinearEncoder(num_classes=3, shifts=1, simclr_dim=5)
+        optimizer = torch.optim.SGD(encoder.parameters(), lr=0.5, momentum=0.9)
+        if path.exists():
+            content = torch.load(path, weights_only=True)
+            encoder.load_state_dict(content["model"])
+            optimizer.load_state_dict(content["optimizer"])
+        model = distributed.wrap(encoder, device)
+        forward = make_forward(model, SemanticObjective(Augmentation()), images, torch.arange(21) % 3)
+        for epoch in epochs:
+            train_one_epoch(
+                model, forward, torch.arange(21), optimizers=(optimizer,), learning_rate=NoRate(), epoch=epoch, seed=1,
+                batch_size=8 // distributed.world_size(), whole_batches=True,
+            )  # fmt: skip
+        if distributed.is_main():
+            torch.save({"model": encoder.state_dict(), "optimizer": optimizer.state_dict()}, path)
+
+
+def test_weights_of_one_then_two_then_one_process_are_those_of_one_up_to_rounding(tmp_path):
+    whole, changing = tmp_path / "whole.pt", tmp_path / "changing.pt"
+    for path, parts in ((whole, [(1, range(1, 7))]), (changing, [(1, [1, 2]), (2, [3, 4]), (1, [5, 6])])):
+        for size, epochs in parts:
+            ended = run_processes(train_linear, tmp_path, path, list(epochs), size=size)
+            assert [process.status for process in ended] == [0] * size, ended[0].told
+    one, other = (torch.load(path, weights_only=True)["model"] for path in (whole, changing))
+    start = LinearEncoder(num_classes=3, shifts=1, simclr_dim=5)
+    for key, value in one.items():
+        assert (value - other[key]).abs().max() < 1e-5, key
+    assert not equal(one, dict(start.state_dict()))
