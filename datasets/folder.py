@@ -19,6 +19,7 @@ import numpy as np
 from common import distributed
 from datasets import image_cache
 from datasets.base import UNKNOWN, Dataset, shown
+from datasets.folder_report import REPORT, announce
 from datasets.folder_walk import CACHE_FOLDER, Found, Skipped, walk
 from datasets.image_cache import Entry, Index
 from utils import InputError, log, require_writable, warn
@@ -99,7 +100,7 @@ def load_folder(
     index = index_folder(data_path, form, class_names, size=size, cache=cache)
     places = [form.place(entry.path) for entry in index.entries]
     count = sum(part in form.parts[: form.train] for part, _ in places)
-    check_parts(data_path, form, class_names, places, report=cache / image_cache.REPORT)
+    check_parts(data_path, form, class_names, places, report=cache / REPORT)
     numbers = {label: number for number, label in enumerate(class_names)}
     labels = np.asarray([UNKNOWN if label is None else numbers[label] for _, label in places], dtype=np.int64)
     return Dataset(
@@ -187,7 +188,7 @@ def index_folder(root: Path, form: Form, class_names: Sequence[str], *, size: in
         files, skipped = sort_out(*walk(root, form.parts), form, class_names)
         cache.mkdir(parents=True, exist_ok=True)
         index = image_cache.make_index(root, files, skipped, size=size, folder=cache, choose=choose)
-    image_cache.announce(index, size=size, folder=cache)
+    announce(index, size=size, folder=cache)
     return index
 
 

@@ -1,22 +1,20 @@
 """The images of a folder, decoded once: a memory-mapped array beside a manifest of the files that it was made of.
 
 The cache folder holds images.npy (uint8, (N, size, size, 3)), manifest.json (every file's path, size, time of change,
-SHA-256 and row) and report.csv (what is left out, and why). The manifest is removed before images.npy is replaced and
+SHA-256 and row) and report.csv (see datasets.folder_report). The manifest is removed before images.npy is replaced and
 written last, so images without one belong to an indexing that did not end, and are made again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import io
 import itertools
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from common.interruption import Interruption
+from common.lock import UNSUPPORTED
 from datasets.folder_walk import Found, Skipped
 from datasets.pictures import CHANGED, Unusable, read_picture, strict_and_quiet
 from utils import InputError, Interrupted, atomic_write, log, progress, read_json, warn
 
 FORMAT_VERSION = 2  # 1: without a checksum
-IMAGES, MANIFEST, REPORT, LOCK = "images.npy", "manifest.json", "report.csv", "lock"
+IMAGES, MANIFEST, LOCK = "images.npy", "manifest.json", "lock"
 CHUNK = 32  # files per task of a thread
 BLOCK = 1024  # images per step when rows are moved
 TRANSIENT = ("unreadable", CHANGED)  # where there is no SHA-256 either, the file itself was not to be had
@@ -120,6 +119,10 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             log(f"waiting for another command that reads the images into {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            warn(f"{folder} cannot be locked ({error.strerror}): start no second command on these images meanwhile")
         yield
 
 
@@ -308,29 +311,3 @@ def _compact(path: Path, out: np.memmap, places: Sequence[int]) -> None:
         file.truncate(offset + int(np.prod(shape)))
         file.flush()
         os.fsync(file.fileno())
-
-
-def announce(index: Index, *, size: int, folder: Path) -> None:
-    """Says where the images are and what was left out, by reason, and lists all of it in report.csv."""
-    log(f"images of {size}x{size} pixels in {folder}")
-    rows = [(item.path, f"left out, {_joined(item.problem, item.detail)}") for item in index.left_out]
-    rows += [(entry.path, f"used, {entry.detail}") for entry in index.entries if entry.detail]
-    if index.left_out:
-        log(f"left out: {_counted(item.problem for item in index.left_out)}; listed in {folder / REPORT}")
-    if len(rows) > len(index.left_out):
-        log(f"used: {_counted(entry.detail for entry in index.entries if entry.detail)}; listed in {folder / REPORT}")
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("path", "reason"), *rows])
-    content = text.getvalue().encode("utf-8", "backslashreplace")
-    if os.access(folder, os.W_OK) and not ((folder / REPORT).is_file() and (folder / REPORT).read_bytes() == content):
-        with atomic_write(folder / REPORT) as file:
-            file.write(content)
-
-
-def _joined(problem: str, detail: str) -> str:
-    return f"{problem}: {detail}" if detail else problem
-
-
-def _counted(reasons: Iterable[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())

@@ -137,24 +137,25 @@ def mix(
         content=data.digest,
     )
     targets, drawn = split.unlabeled[split.unlabeled < own], split.unlabeled[split.unlabeled >= own] - own
-    images, starts = np.empty((len(drawn), *data.train_images.shape[1:]), dtype=np.uint8), np.cumsum([0, *counts])
+    place = np.concatenate([np.arange(count) for count in counts])[drawn]  # within the source
+    number = number[drawn]
+    images = np.empty((len(drawn), *data.train_images.shape[1:]), dtype=np.uint8)
     for which, source in enumerate(sources):
-        chosen = number[drawn] == which
-        images[chosen] = fitted(source.images[drawn[chosen] - starts[which]], data.image_size)
+        images[number == which] = fitted(source.images[place[number == which]], data.image_size)
     names = (data.name, *(source.name for source in sources))
-    paths = data.paths and (*data.paths, *(f"{names[1 + number[i]]}/{i - starts[number[i]]}" for i in drawn))
+    paths = data.paths and (*data.paths, *(f"{names[1 + which]}/{i}" for which, i in zip(number, place)))
     mixed = dataclasses.replace(
         data,
         name=joined_name(names),
         train_images=np.concatenate([data.train_images, images]),
-        train_labels=np.concatenate([data.train_labels, data.num_classes + number[drawn]]),
+        train_labels=np.concatenate([data.train_labels, data.num_classes + number]),
         test_images=data.test_images[split.test],
         test_labels=data.test_labels[split.test],
         num_classes=data.num_classes + len(sources),
         class_names=(*data.class_names, *names[1:]),
         paths=paths,
         sources=names,
-        source_numbers=np.concatenate([np.zeros(own, dtype=np.int64), 1 + number[drawn]]),
+        source_numbers=np.concatenate([np.zeros(own, dtype=np.int64), 1 + number]),
     )
     content = hashlib.sha256(f"{split.digest} {names[1:]}".encode() + images.tobytes())
     split = dataclasses.replace(

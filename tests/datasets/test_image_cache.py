@@ -1,8 +1,11 @@
 """The cache of a folder's images: what is read again and what not, damage, interruption, and several processes."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 
@@ -222,6 +225,15 @@ def test_two_commands_at_once(root):
     assert first == (data.digest, int(data.train_images.sum(dtype=np.int64)))
     check(data)
     assert sorted(os.listdir(root / ".ccal_cache/32")) == ["images.npy", "lock", "manifest.json", "report.csv"]
+
+
+def test_a_file_system_without_locks(root, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    check(load(root))
+    assert re.search(r"warning: .* cannot be locked \(No locks available\)", capsys.readouterr().out)
 
 
 def test_the_images_are_mapped_and_not_to_be_changed(root):
