@@ -22,6 +22,7 @@ from evals.cycles import query_cycles, query_once
 from evals.features import FeatureBank
 from evals.query import STRATEGIES
 from models import build_encoder
+from tests.chromium import Tab, running_browser
 from utils import read_json, run_cli, write_json
 
 KINDS = ("cat", "dog", "bird")  # birds are no target class
@@ -243,6 +244,27 @@ def test_partial_returns_the_others_to_the_pool(place, capsys):
     assert place.run("--labels", str(place.fill_in(answers))) == 0
     assert "3 label(s)" in capsys.readouterr().out
     assert place.state(1) == state
+
+
+def test_twenty_images_are_labeled_in_the_browser_and_given_back(place, tmp_path):
+    assert place.run("--target", "10") == 0
+    answers = place.answers(1)
+    assert len(answers) == 20
+    presses = [{"cat": "1", "dog": "2", "other": "o"}[label] for label in answers.values()]
+    page = place.index / "cycle_1" / "label.html"
+    for part in (presses[:9], [*presses[9:], "s"]):  # the browser is closed in between
+        with running_browser(tmp_path / "profile") as driver:
+            tab = Tab(driver, page)
+            tab.press(*part)
+            if part[-1] == "s":
+                saved = tab.saved("labels_cycle_1.csv")
+            assert not tab.complaints()
+    assert place.run("--target", "2", "--labels", str(saved)) == 0
+    state = place.state(1)
+    assert state["metrics"]["queried"] == 20
+    assert dict(zip(paths_of(state, "labeled")[8:], state["labels"][8:])) == {
+        path: ("cat", "dog").index(label) for path, label in answers.items() if label != "other"
+    }
 
 
 # What is refused, with nothing changed
