@@ -93,7 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"nobody has labeled the images in {args.data_path}/unlabeled: give --annotate")
         if "distinctive" in strategy.needs:
             check_shift(args.shift_trans_type, data.image_size)
-        check_budget(split, labels, target=args.target, needs=strategy.needs)
+        # Later cycles take what is left, as those of a simulation do.
+        asked = 0 if state and state.cycle else args.target
+        check_budget(split, labels, target=asked, needs=strategy.needs)
         if not args.annotate:
             lock_index_dir(folder, locks)
             check_folder(folder, overwrite=args.overwrite, resume=args.resume == "auto")

@@ -125,7 +125,8 @@ def take_labels(folder: Path, file: Path, state: State, data: Dataset, *, partia
     log(answer_line(content, asked=len(query.images)))
     distributed.barrier()  # every process has read the folder before the first one writes
     if distributed.is_main():
-        write_index_file(folder, content)
+        path = write_index_file(folder, content)
+        log(f"wrote {path}, which the classifier trains on with --split {query.cycle}")
     return State(query.cycle, split, labels, None)
 
 

@@ -246,6 +246,18 @@ def test_partial_returns_the_others_to_the_pool(place, capsys):
     assert place.state(1) == state
 
 
+def test_the_last_query_takes_what_is_left(place):
+    place.run()
+    assert place.run("--target", "100", "--labels", str(place.fill_in(place.answers(1)))) == 0
+    assert len(place.answers(2)) == 16
+
+
+def test_more_than_the_pool_has_is_refused_at_the_start(place, capsys):
+    assert place.run("--target", "100") == 2
+    assert "the largest --target here is 12" in capsys.readouterr().err
+    assert not place.index.exists()
+
+
 def test_twenty_images_are_labeled_in_the_browser_and_given_back(place, tmp_path):
     assert place.run("--target", "10") == 0
     answers = place.answers(1)

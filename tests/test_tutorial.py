@@ -1,0 +1,155 @@
+"""docs/tutorial.md: its commands run, in its order, and print what it shows."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import active_main
+import contrast_main
+import train_classifier.main
+from utils import read_json, run_cli
+
+COMMANDS = {
+    "contrast_main.py": contrast_main.main,
+    "active_main.py": active_main.main,
+    "-m train_classifier.main": train_classifier.main.main,
+}
+# What makes the run short; the order of steps, files and flags is the document's.
+SHORT = {"--epochs": "1", "--ood_samples": "1"}
+KEPT = 60  # pool images of a short run
+Truth = Callable[[str], str]
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Kind (bash, text, python) and content of each block of the document, in order."""
+    return re.findall(r"```(bash|text|python)\n(.*?)```", text, flags=re.DOTALL)
+
+
+def run(command: str, *, short: bool) -> None:
+    words = shlex.split(command)[1:]
+    name = " ".join(words[:2]) if words[0] == "-m" else words[0]
+    words = words[len(name.split()) :]
+    if short:
+        words = [SHORT.get(before, word) for before, word in zip(["", *words], words)]
+    assert run_cli(COMMANDS[name], words) == 0, command
+
+
+def label(command: str, truth: Truth) -> None:
+    """Fills in the csv that a command asks for, as somebody who knows."""
+    name = re.search(r"--labels (\S+)", command)
+    if not name:
+        return
+    cycle = re.search(r"\d+", name[1])[0]
+    with open(Path("runs/query") / f"cycle_{cycle}" / "to_label.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open(name[1], "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(row | {"label": truth(row["path"])} for row in rows)
+
+
+def plain(line: str) -> str:
+    """A line without its numbers and widths: those of another machine or a shorter run differ."""
+    return " ".join(re.sub(r"\d+(\.\d+)?(e-?\d+)?", "#", line).split())
+
+
+def lacking(shown: str, printed: str) -> str | None:
+    """The first line shown that was not printed, in the order shown; "..." stands for anything."""
+    lines: Iterator[str] = iter([plain(line) for line in printed.splitlines()])
+    for line in shown.splitlines():
+        pattern = re.compile(re.escape(plain(line)).replace(r"\.\.\.", ".*"))
+        if line != "..." and not any(pattern.fullmatch(found) for found in lines):
+            return line
+    return None
+
+
+def go_through(text: str, truth: Truth, capsys: pytest.CaptureFixture, *, short: bool, compare: bool = True) -> None:
+    """Runs all commands of the document in the working directory and compares what they print."""
+    printed = ""
+    for kind, content in blocks(text):
+        if kind == "bash":
+            label(content, truth)
+            capsys.readouterr()
+            run(content, short=short)
+            printed = capsys.readouterr().out
+        elif kind == "text" and compare:
+            missing = lacking(content, printed)
+            assert missing is None, f"not printed: {missing}\nprinted:\n{printed}"
+
+
+def check_result() -> None:
+    """Two cycles are in, the third waits, and the classifier has measured all three labeled sets."""
+    states = [read_json(f"runs/query/cycle_{cycle}.json") for cycle in range(3)]
+    assert [len(state["labeled"]) for state in states] == sorted(len(state["labeled"]) for state in states)
+    asked = [path for state in states for path, _ in state["files"]["queried"]]
+    assert len(set(asked)) == len(asked) > 20
+    assert sorted(path.name for path in Path("runs/query/cycle_3").iterdir()) == [
+        "contact_sheet.png", "label.html", "query.json", "to_label.csv",
+    ]  # fmt: skip
+    with open("runs/classifier/results.csv", newline="") as file:
+        assert {row["cycle"] for row in csv.DictReader(file)} == {"0", "1", "2"}
+
+
+@pytest.fixture
+def text(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The document; the working directory is empty."""
+    monkeypatch.chdir(tmp_path)
+    return (root / "docs" / "tutorial.md").read_text()
+
+
+def digit(path: str) -> str:
+    from sklearn.datasets import load_digits
+
+    return {0: "zero", 1: "one"}.get(int(load_digits().target[int(Path(path).stem)]), "other")
+
+
+@pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_tutorial(text, capsys, short):
+    [example] = [content for kind, content in blocks(text) if kind == "python"]
+    exec(compile(example, "docs/tutorial.md", "exec"), {})
+    if short:
+        for path in sorted(Path("mine/unlabeled").iterdir())[KEPT:]:
+            path.unlink()
+    go_through(text, digit, capsys, short=short)
+    check_result()
+
+
+@pytest.mark.slow
+def test_the_tutorial_with_real_images(text, capsys, shared, tmp_path):
+    """The same commands on CIFAR-10: airplanes and automobiles matter."""
+    unpack = [sys.executable, str(shared / "tools" / "unpack_cifar10.py"), str(tmp_path / "cifar"), "--folder", "600"]
+    subprocess.run(unpack, check=True, capture_output=True)
+    kinds = {}
+    for path in sorted((tmp_path / "cifar" / "folder" / "train").rglob("*.png")):
+        kinds[path.name] = path.parent.name
+        target = path.parent.name in ("airplane", "automobile")
+        known = target and list(kinds.values()).count(path.parent.name) <= 10
+        place = Path("mine") / (f"labeled/{path.parent.name}" if known else "unlabeled") / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, place)
+    for name in ("airplane", "automobile"):
+        (Path("mine") / "test").mkdir(exist_ok=True)
+        (tmp_path / "cifar" / "folder" / "test" / name).rename(Path("mine") / "test" / name)
+
+    def truth(path: str) -> str:
+        kind = kinds[Path(path).name]
+        return kind if kind in ("airplane", "automobile") else "other"
+
+    go_through(text, truth, capsys, short=True, compare=False)
+    check_result()
+
+
+def test_a_line_that_is_not_printed_is_seen():
+    printed = "cycle 1: 20 labels\nwrote a and b\nnext: python x.py --flag 3 --labels l.csv\n"
+    assert lacking("...\ncycle 2: 18 labels\n...\nnext: python ... --labels l.csv\n", printed) is None
+    assert lacking("cycle 1: 20 images\n", printed) == "cycle 1: 20 images"
+    assert lacking("wrote a and b\ncycle 1: 20 labels\n", printed) == "cycle 1: 20 labels"
