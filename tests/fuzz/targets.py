@@ -71,18 +71,27 @@ def index_files(folder: Path) -> Target:
     write_index_file(folder, content)
     later = dataclasses.replace(content, cycle=1, labeled=[3, 1, 4, 9], queried=[9, 5], set_aside=[5], metrics=metrics)
     path = write_index_file(folder, later)
+    named = {
+        name: [[f"{index}.png", DIGEST] for index in getattr(later, name)]
+        for name in ("labeled", "queried", "set_aside")
+    }
+    answers = dataclasses.replace(later, class_names=["cat", "dog"], labels=[0, 1, 0, 1], files=named)
+    people = write_index_file(folder, answers, name="people.json")
 
     def read() -> None:
-        found = read_index_file(path, split_digest=DIGEST, n_images=IMAGES)
-        for indices in (found.labeled, found.queried, found.set_aside):
-            assert len(set(indices)) == len(indices) and all(0 <= index < IMAGES for index in indices)
-        assert not set(found.labeled) & set(found.set_aside)
+        for file in (path, people):
+            found = read_index_file(file, split_digest=DIGEST, n_images=IMAGES)
+            for indices in (found.labeled, found.queried, found.set_aside):
+                assert len(set(indices)) == len(indices) and all(0 <= index < IMAGES for index in indices)
+            assert not set(found.labeled) & set(found.set_aside)
+            if found.labels is not None:
+                assert len([found.class_names[label] for label in found.labels]) == len(found.labeled)
         runs = summary.read_run(folder)
         rows = [summary.summarize(entry, runs, {}) for entry in runs]
         assert summary.format_table(rows).count("\n") == len(rows)
         summary.write_table(folder / "summary.csv", rows)
 
-    return Target("index file", (path,), (index_path(folder, 0), path), read)
+    return Target("index file", (path, people), (index_path(folder, 0), path, people), read)
 
 
 def settings(folder: Path) -> Target:
