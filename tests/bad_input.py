@@ -318,6 +318,10 @@ CASES = {
     "resume of a random state beyond its end": resume(
         "a random state at 1000000 of 624", resumable(rng=random_position)
     ),
+    "resume of settings without a batch": resume(
+        "no states of such a run .KeyError: 'batch_size'",
+        resumable(arguments=lambda a: {k: v for k, v in a.items() if k != "batch_size"}),
+    ),
     "resume of settings in a list": resume("arguments has a wrong type or value", resumable(arguments=[])),
     "resume of steps in words": resume("no states of such a run", resumable(gathered=[{"rows": "x"}])),
     # active_main.py: files of every kind in another's place
@@ -414,7 +418,7 @@ CASES = {
     ),
     "index file a folder": Case("classifier", "no regular file", damage=folder_in_place_of(SECOND)),
     "index file of tomorrow": Case(
-        "classifier", "format version 1; write it with", damage=fields(SECOND, format_version=2)
+        "classifier", "format version 1 or 2; write it with", damage=fields(SECOND, format_version=99)
     ),
     "index files swapped": Case("classifier", "cycle 1; expected digits, cycle 0", damage=swapped(FIRST, SECOND)),
     "index twice": Case(

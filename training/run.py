@@ -248,7 +248,8 @@ class Run:
             InputError: No file can be read, or it is from a run with other settings or another split.
         """
         path, content = distributed.from_first(lambda: checkpoint.load_last(self._folder))
-        self._check(path, content)
+        with _states_of_a_run(path):
+            self._check(path, content)
         checkpoint.require_finite_weights(path, content["model"])
         try:
             self._encoder.load_state_dict(content["model"], strict=strict)

@@ -30,7 +30,7 @@ from utils import InputError, write_json
 
 IMAGES = 30
 DIGEST = "d" * 64
-SETTINGS = {"mode": "semantic", "seed": 0, "model": "resnet8"}
+SETTINGS = {"mode": "semantic", "seed": 0, "model": "resnet8", "batch_size": 4, "global_batch_size": None}
 
 
 @dataclass(frozen=True)
