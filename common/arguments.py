@@ -394,6 +394,38 @@ def add_summary_args(parser: argparse.ArgumentParser) -> None:
     add_output_args(group)
 
 
+def add_report_args(parser: argparse.ArgumentParser) -> None:
+    """The page on finished runs: evals/report.py."""
+    group = parser.add_argument_group("report")
+    group.add_argument(
+        "runs",
+        metavar="RUN_DIR",
+        nargs="+",
+        help="folder with a run's encoders, index files and results, however they are laid out in it; several are "
+        "compared",
+    )
+    group.add_argument(
+        "--out",
+        metavar="FILE.html",
+        help="the page; its figures also go into FILE_figures/ beside it (default: report.html in RUN_DIR; for several "
+        "runs, here)",
+    )
+    group.add_argument(
+        "--data_path",
+        metavar="PATH",
+        help="where the images are, if not where the runs had them",
+    )
+    group.add_argument(
+        "--features",
+        choices=("auto", "kept", "extract"),
+        default="auto",
+        help="where features for scores and maps come from, if the query's --feature_cache is not in RUN_DIR; auto: "
+        "extracted again where that takes about a minute at most, kept: left out, extract: extracted",
+    )
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
 def add_reproduce_args(parser: argparse.ArgumentParser) -> None:
     """The whole experiment: reproduce.py. A flag without a default takes the value of the data set's recipe."""
     group = parser.add_argument_group("run")

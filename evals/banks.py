@@ -76,6 +76,22 @@ def load_encoder(
     return encoder.to(device, memory_format=torch.channels_last)
 
 
+def kept_features(
+    cache: Path, name: str, network: nn.Module, sources: Sources, indices: np.ndarray, how: Extraction, *, dtype: str
+) -> tuple[dict[str, Any], FeatureBank | None]:
+    """What features of an encoder must say of themselves in a cache, and those that it holds.
+
+    Raises:
+        InputError: The cache holds features of something else.
+    """
+    record = feature_cache.describe(
+        checkpoint=sources.checkpoint_digests[name], images=sources.images_digest, indices=indices, how=how, dtype=dtype
+    )
+    width = network.simclr_layer[-1].out_features
+    record["network"] = [type(network).__name__, width]  # with --no_strict one checkpoint fits several
+    return record, feature_cache.find(cache, name, record, indices, width=width)
+
+
 def feature_banks(
     encoders: dict[str, nn.Module],
     train_images: np.ndarray,
@@ -112,17 +128,8 @@ def feature_banks(
     if cache is not None:
         require_writable(cache, "--feature_cache")
         for name in encoders:
-            records[name] = feature_cache.describe(
-                checkpoint=sources.checkpoint_digests[name],
-                images=sources.images_digest,
-                indices=indices,
-                how=how[name],
-                dtype=dtype,
-            )
-            network = encoders[name]  # with --no_strict one checkpoint fits several
-            width = network.simclr_layer[-1].out_features
-            records[name]["network"] = [type(network).__name__, width]
-            if found := feature_cache.find(cache, name, records[name], indices, width=width):
+            records[name], found = kept_features(cache, name, encoders[name], sources, indices, how[name], dtype=dtype)
+            if found:
                 banks[name] = found
                 log(f"{name} features of {len(indices)} images: kept from {cache}")
         distributed.barrier()  # every process has looked before the first one writes
