@@ -30,10 +30,11 @@ demo: setup
 	rm -rf $(DEMO)
 	$(PY) contrast_main.py $(NET) $(SHORT) --mode semantic --epochs 24 --logdir $(DEMO)/semantic
 	$(PY) contrast_main.py $(NET) $(SHORT) --mode distinctive --shift_trans_type rotation --epochs 10 --logdir $(DEMO)/distinctive
-	$(PY) active_main.py $(NET) --shift_trans_type rotation $(VIEWS) --load_path $(DEMO) --target 30 --split 4 --k 50 --t 0.95 --index_dir $(DEMO)/query/ccal
+	$(PY) active_main.py $(NET) --shift_trans_type rotation $(VIEWS) --load_path $(DEMO) --target 30 --split 4 --k 50 --t 0.95 --feature_cache $(DEMO)/features --index_dir $(DEMO)/query/ccal
 	$(PY) active_main.py $(DATA) --strategy random --target 30 --split 4 --index_dir $(DEMO)/query/random
 	$(PY) -m train_classifier.main $(DATA) --split 4 --runs 3 --epochs 8 --index_dir $(DEMO)/query/ccal --out_path $(DEMO)/classifier
 	$(PY) -m evals.summary --index_dir $(DEMO)/query/ccal --random_dir $(DEMO)/query/random --results $(DEMO)/classifier/results.csv --out_path $(DEMO)
+	$(PY) -m evals.report $(DEMO)
 
 reproduce: setup
 	$(PY) reproduce.py --dataset cifar10 --mismatch 0.8 --out runs/reproduce

@@ -44,7 +44,7 @@ from common.record import Record, describe_device, file_digest, finished_epochs,
 from common.schedule import Measured, Sizes, fit_scale
 from datasets import Dataset, Split, load_data_and_split
 from datasets.mixed import data_name
-from evals import outcome
+from evals import outcome, report
 from evals.banks import default_batch, load_encoder
 from evals.features import Extraction, extract_features
 from evals.summary import read_accuracies, read_run
@@ -153,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_query(experiment, record, strategy, split_digest=split.digest)
         classify(experiment, record)
         write_results(experiment, record, full=recipe, published=outcome.published_found(split, target=recipe.target))
+        run_command(report.main, [str(experiment.folder), "--device", experiment.device])
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def colors_of(queries: Sequence[Named]) -> list[str]:
 def overview(queries: Sequence[Named]) -> Table:
     """A row per query: the data, and what all its cycles found."""
     heading = ["query", "data set", "mismatch", "target classes", "cycles", "queried", "target found", "precision (%)"]
-    heading += ["recall (%)", "labeled", "accuracy (%)", "deviation"]
+    heading += ["recall (%)", "labeled", "accuracy (%)"]
     rows = []
     for name, _, query in queries:
         last, totals = query.files[-1], [(len(c.queried), number(c.metrics.get("found"))) for c in query.cycles]
@@ -52,9 +52,14 @@ def overview(queries: Sequence[Named]) -> Table:
         end = query.accuracies[-1] if query.accuracies and query.accuracies[-1][0] == len(last.labeled) else None
         row: list[Cell] = [name, last.dataset, last.mismatch, " ".join(map(str, last.target_classes))]
         row += [last.cycle, queried, found, 100 * found / queried if queried else None]
-        row += [number(last.metrics.get("recall")), len(last.labeled), end and end[1], end and end[2]]
+        row += [number(last.metrics.get("recall")), len(last.labeled), end and accuracy_text(*end[1:3])]
         rows.append(row)
     return Table(heading, rows)
+
+
+def accuracy_text(mean: float, deviation: float | None) -> str:
+    """In percent, with the deviation over seeds where there are several."""
+    return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
 def is_published_setting(query: Query) -> bool:

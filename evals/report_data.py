@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.checkpoint import ARGS_FILE
+from common.safe_files import SMALL_JSON
 from datasets.index_files import IndexFile, index_path, read_index_file
 from evals.summary import CLASSIFIER_SETTINGS, read_accuracies
 from utils import LOG_FILE, InputError, int64_digest, read_json
@@ -170,7 +171,7 @@ def read_encoder(folder: Path, name: str, notes: list[str]) -> EncoderRun:
         InputError: args.json is damaged, or another command's.
     """
     path = folder / ARGS_FILE
-    record = read_json(path)
+    record = read_json(path, limit=SMALL_JSON)
     if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
         raise InputError(f"{path} is no settings file of contrast_main.py")
     mode = record["arguments"].get("mode")
@@ -235,7 +236,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         InputError: It is damaged.
     """
-    content = read_json(path)
+    content = read_json(path, limit=SMALL_JSON)
     parts = [content.get(name) for name in ("settings", "stages")] if isinstance(content, dict) else []
     if not parts or not all(isinstance(part, dict) for part in parts):
         raise InputError(f"{path} is no record of reproduce.py")

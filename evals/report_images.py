@@ -1,78 +1,23 @@
-"""The report's sections on single images of a run: scores, feature maps, and the queried images themselves."""
+"""The report's sections on single images of a run: their scores, and the queried images themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from common.panels import BLUE, GREY, ORANGE
 from evals.metrics import describe
-from evals.report_data import Query, Run
-from evals.report_figures import Points, class_points, fate_points, histogram_panel, scatter_panel
-from evals.report_maps import FeatureMap, feature_map, neighbour_share
+from evals.report_figures import Points, histogram_panel, scatter_panel
 from evals.report_page import Cell, Figure, Section, Table, Thumbnail
-from evals.report_pool import Material
 from evals.report_scores import OTHER, TARGET, UNKNOWN, PoolCycle
+from evals.report_view import Pool, evenly, pool_heading
 
 SHOWN_CYCLES = 6  # histograms and image rows: as many, evenly chosen, the first and the last among them
 SHOWN_CLASSES = 4  # scatter plots of a cycle
 SHOWN_POINTS = 3000  # of a scatter plot's background
 ROW = 12  # thumbnails
 GROUPS = {"target": (TARGET, BLUE), "other": (OTHER, GREY), "not annotated": (UNKNOWN, GREY)}
-
-
-@dataclass(frozen=True)
-class Pool:
-    """One run's main query, and all that is known of its pool.
-
-    Attributes:
-        key: Short and safe for the names of files.
-        run: The run.
-        query: Its main query.
-        material: What was loaded or computed.
-    """
-
-    key: str
-    run: Run
-    query: Query
-    material: Material
-
-    @property
-    def title(self) -> str:
-        """For a heading."""
-        return f"{self.run.name}: {self.query.strategy}"
-
-    def class_name(self, label: int) -> str:
-        """Of a class of the data set."""
-        data, names = self.material.data, getattr(self.query.files[-1], "class_names", None)
-        if data is not None:
-            return data.class_names[label]
-        return names[label] if names and label < len(names) else str(label)
-
-    @property
-    def targets(self) -> list[int]:
-        """Target classes."""
-        return self.query.files[0].target_classes
-
-    def truth(self, images: np.ndarray) -> np.ndarray:
-        """UNKNOWN, OTHER or TARGET of each image, (n,)."""
-        return self.material.truth.of(images)
-
-    def label_text(self, image: int) -> str:
-        """What is known of an image's class, in words."""
-        data = self.material.data
-        if data is not None and data.train_labels[image] >= 0:
-            return self.class_name(int(data.train_labels[image]))
-        return {TARGET: "target", OTHER: "other", UNKNOWN: "not annotated"}[int(self.truth(np.asarray([image]))[0])]
-
-
-def evenly(values: Sequence, count: int) -> list:
-    """At most ``count`` of some values, the first and the last among them."""
-    if len(values) <= count:
-        return list(values)
-    return [values[round(place)] for place in np.linspace(0, len(values) - 1, count)]
 
 
 def histogram_section(pools: Sequence[Pool]) -> Section:
@@ -84,7 +29,7 @@ def histogram_section(pools: Sequence[Pool]) -> Section:
         "targets and clear of the others, the query is right."
     )
     for pool in pools:
-        _heading(section, pool, pools)
+        pool_heading(section, pool, pools)
         cycles = pool.material.cycles
         if not cycles:
             section.miss(f"No scores: {pool.material.why['scores']}.")
@@ -96,11 +41,6 @@ def histogram_section(pools: Sequence[Pool]) -> Section:
         table = quantile_table(pool)
         section.figures([histogram_figure(pool, cycle, table) for cycle in evenly(cycles, SHOWN_CYCLES)])
     return section
-
-
-def _heading(section: Section, pool: Pool, pools: Sequence[Pool]) -> None:
-    if len(pools) > 1:
-        section.head(pool.title)
 
 
 def score_groups(pool: Pool, cycle: PoolCycle) -> dict[str, tuple[np.ndarray, str]]:
@@ -148,7 +88,7 @@ def scatter_section(pools: Sequence[Pool]) -> Section:
         "lies beyond the dashed line, on which their sum is the smallest that was queried."
     )
     for pool in pools:
-        _heading(section, pool, pools)
+        pool_heading(section, pool, pools)
         cycles = [c for c in pool.material.cycles if c.semantic is not None and c.distinctive is not None]
         if not cycles:
             reason = pool.material.why.get("scores", f"the strategy {pool.query.strategy} has not both scores")
@@ -209,57 +149,6 @@ def frontier_table(pool: Pool, cycle: PoolCycle) -> Table:
     return Table([*heading, "smallest queried value", "mean S of the queried", "mean D of the queried"], rows)
 
 
-def map_section(pools: Sequence[Pool]) -> Section:
-    """t-SNE of both feature spaces."""
-    section = Section("Maps of the feature spaces")
-    section.say(
-        "t-SNE of a random sample of the pool and the initial images, by the angles between features. Near is alike to "
-        "the encoder; distances between far groups mean little. Semantic features should part classes; distinctive "
-        "ones tell single images apart."
-    )
-    for pool in pools:
-        _heading(section, pool, pools)
-        maps = {name: feature_map(bank) for name, bank in pool.material.banks.items()}
-        figures = [figure for name, found in maps.items() if found for figure in map_figures(pool, name, found)]
-        if figures:
-            section.figures(figures)
-        else:
-            section.miss(f"No features: {pool.material.why.get('features', 'the sample is too small')}.")
-    return section
-
-
-def map_figures(pool: Pool, encoder: str, found: FeatureMap) -> list[Figure]:
-    """One map twice: by class, and by what became of the images."""
-    data = pool.material.data
-    labels, fates = data.train_labels[found.indices], fates_of(pool, found.indices)
-    kinds = {
-        "class": (class_points(found.positions, labels, data.class_names, pool.targets), labels),
-        "query": (fate_points(found.positions, fates), pool.truth(found.indices)),
-    }
-    figures = []
-    for kind, (groups, numbers) in kinds.items():
-        share = neighbour_share(found.positions, numbers)
-        what = "of the same class" if kind == "class" else "of the same kind (target or other)"
-        near = "" if share is None else f": {share:.0f} % of nearest neighbours on the map are {what}"
-        caption = f"{encoder.capitalize()} features by {'class' if kind == 'class' else 'fate in the query'}{near}"
-        panel = scatter_panel(f"map_{pool.key}_{encoder}_{kind}", groups, xlabel="", ylabel="", bare=True, height=4.2)
-        rows = [[group.name, len(group.x)] for group in groups if len(group.x)]
-        alt = f"t-SNE map of {len(found.indices)} images. {caption}"
-        figures.append(Figure(panel, caption, alt, Table(["group", "images shown"], rows)))
-    return figures
-
-
-def fates_of(pool: Pool, images: np.ndarray) -> dict[str, np.ndarray]:
-    """What became of each image in all cycles, as masks by name, (n,)."""
-    truth, files = pool.truth(images), pool.query.files
-    start = np.isin(images, files[0].labeled)
-    queried = np.isin(images, [image for content in files for image in content.queried])
-    fates = {"not queried": ~start & ~queried}
-    for name, value in (("other", OTHER), ("target", TARGET), ("not annotated", UNKNOWN)):
-        fates[f"queried, {name}"] = queried & (truth == value)
-    return fates | {"labeled at the start": start}
-
-
 def image_section(pools: Sequence[Pool]) -> Section:
     """The queried images."""
     section = Section("Queried images")
@@ -268,7 +157,7 @@ def image_section(pools: Sequence[Pool]) -> Section:
         "ones of other classes, on which the budget was wasted (framed). Below each, its class and its score."
     )
     for pool in pools:
-        _heading(section, pool, pools)
+        pool_heading(section, pool, pools)
         if pool.material.data is None:
             section.miss(f"No images: {pool.material.why['data']}.")
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 import torchvision.datasets
 
 from common.acceleration import Precision
-from common.checkpoint import MODEL_FILE
+from common.checkpoint import ARGS_FILE, MODEL_FILE
 from datasets import Dataset, Split, load_data_and_split
 from evals.banks import Sources, default_batch, kept_features, load_encoder, with_shift
 from evals.feature_cache import narrowed
@@ -67,11 +68,11 @@ def gather(run: Run, query: Query, *, data_path: str | None, features: str, devi
     """
     material = Material()
     _attempt(material, "data", lambda: _load_data(material, run, query, data_path))
-    if STRATEGIES[query.strategy].needs:
+    if query.strategy in STRATEGIES and STRATEGIES[query.strategy].needs:
         _attempt(material, "features", lambda: _load_features(material, run, query, features, device))
         _attempt(material, "scores", lambda: _load_scores(material, query, device))
     else:
-        material.why["features"] = material.why["scores"] = f"the strategy {query.strategy} ranks by no score"
+        material.why["features"] = material.why["scores"] = f"the strategy {query.strategy} has no scores"
     material.truth = known_truth(query.files, material.data, material.cycles)
     return material
 
@@ -88,8 +89,8 @@ def _attempt(material: Material, what: str, load: Callable[[], None]) -> None:
 
 def _load_data(material: Material, run: Run, query: Query, data_path: str | None) -> None:
     digest = query.files[-1].split_digest
-    records = [encoder.arguments for encoder in run.encoders if encoder.record.get("split_digest") == digest]
-    records += [query.files[0].settings["data"]] if isinstance(query.files[0].settings.get("data"), dict) else []
+    encoders = [*run.encoders, *encoders_outside(query)]
+    records = [encoder.arguments for encoder in encoders if encoder.record.get("split_digest") == digest]
     if not records:
         raise InputError(
             f"{run.folder} has no args.json of an encoder of this split, so where its images are is unknown"
@@ -116,6 +117,8 @@ def _load_features(material: Material, run: Run, query: Query, features: str, de
     if data is None:
         raise InputError(material.why["data"])
     indices = np.sort(np.concatenate([split.unlabeled, split.labeled]))
+    precision = Precision.resolve(settings.get("precision", "fp32"), device)
+    precision.apply_to_products()
     how = Extraction(
         augmentation=Augmentation(settings["resize_factor"], settings["resize_fix"]),
         views=settings["ood_samples"],
@@ -123,7 +126,7 @@ def _load_features(material: Material, run: Run, query: Query, features: str, de
         shift_numbers=(0,),
         seed=settings["seed"],
         batch_size=default_batch(device, data.image_size),
-        precision=Precision.resolve(settings.get("precision", "fp32"), device),
+        precision=precision,
     )
     dtype = settings.get("feature_dtype", "float32")
     trained_by = {name: encoder_of(run, query, name) for name in STRATEGIES[query.strategy].needs}
@@ -164,6 +167,18 @@ def check_sources(sources: Sources, settings: dict[str, Any]) -> None:
         raise InputError("the images are not what the query was made with any more; give --data_path")
 
 
+def encoders_outside(query: Query) -> list[EncoderRun]:
+    """The encoders whose checkpoints a query's settings name, as far as they are still there."""
+    named = query.files[0].settings.get("checkpoints")
+    paths = [Path(path) for path in named.values() if isinstance(path, str)] if isinstance(named, dict) else []
+    found = []
+    for path in paths:
+        if path.name == MODEL_FILE and path.is_file() and (path.parent / ARGS_FILE).is_file():
+            with contextlib.suppress(InputError):
+                found.append(read_encoder(path.parent, str(path.parent), []))
+    return found
+
+
 def encoder_of(run: Run, query: Query, mode: str) -> EncoderRun:
     """The encoder that a query used: the one that it names, or the run's only one.
 
@@ -171,15 +186,14 @@ def encoder_of(run: Run, query: Query, mode: str) -> EncoderRun:
         InputError: The run has none, or several; or the checkpoint was not kept.
     """
     digest = query.files[-1].split_digest
-    named = query.files[0].settings.get("checkpoints")
-    path = Path(named[mode]) if isinstance(named, dict) and isinstance(named.get(mode), str) else None
     own = [encoder for encoder in run.encoders if encoder.mode == mode and encoder.record.get("split_digest") == digest]
     own = [encoder for encoder in own if (encoder.folder / MODEL_FILE).is_file()]
-    same = [encoder for encoder in own if path and (encoder.folder / MODEL_FILE).resolve() == path.resolve()]
+    outside = [encoder for encoder in encoders_outside(query) if encoder.mode == mode]
+    same = [encoder for encoder in own for named in outside if encoder.folder.samefile(named.folder)]
     if same or len(own) == 1:
         return (same or own)[0]
-    if not own and path and path.name == MODEL_FILE and path.is_file():
-        return read_encoder(path.parent, str(path.parent), [])
+    if not own and outside:
+        return outside[0]
     many = "several checkpoints" if own else "no checkpoint"
     raise InputError(f"{run.folder} holds {many} ({MODEL_FILE}) of the {mode} encoder of {query.name}")
 
@@ -244,10 +258,12 @@ def _extract(
 def _load_scores(material: Material, query: Query, device: torch.device) -> None:
     kept = [query.folder / "scores" / f"cycle_{content.cycle}.npz" for content in query.cycles]
     if kept and all(path.is_file() for path in kept):
-        for path, content in zip(kept, query.cycles, strict=True):
-            material.cycles.append(read_scores(path, content))
-        material.source = "as --save_score kept them"
-        return
+        try:
+            material.cycles = [read_scores(*pair) for pair in zip(kept, query.cycles, strict=True)]
+            material.source = "as --save_score kept them"
+            return
+        except InputError as error:
+            material.notes.append(str(error))
     if not material.banks:
         raise InputError(f"{material.why['features']}. --save_score of active_main.py keeps the scores, too")
     again = 0

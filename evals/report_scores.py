@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.safe_files import read_npz
 from datasets import Dataset, Split
 from datasets.index_files import IndexFile
 from evals.cycles import best_utility
@@ -58,16 +58,23 @@ def read_scores(path: Path, content: IndexFile) -> PoolCycle:
     Raises:
         InputError: The file is damaged, or of another query than the index file.
     """
+    needs = STRATEGIES[content.strategy].needs
+    names = ["indices", "query_score"]
+    names += ["pseudo_class", "semantic"] if "semantic" in needs else []
+    names += ["distinctive"] if "distinctive" in needs else []
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        pool, utility = arrays["indices"], arrays["query_score"]
+        arrays = read_npz(path, [*names, "is_target"])
+    except InputError:  # where nobody knows all labels, there is no such array
+        arrays = read_npz(path, names)
+    pool, utility = arrays["indices"], arrays["query_score"]
+    classes, semantic, distinctive = (arrays.get(name) for name in ("pseudo_class", "semantic", "distinctive"))
+    try:
         if not np.issubdtype(pool.dtype, np.integer) or pool.ndim != 1 or utility.shape != pool.shape:
             raise ValueError("indices and query_score do not belong together")
-        classes, semantic = arrays.get("pseudo_class"), arrays.get("semantic")
-        distinctive = arrays.get("distinctive")
+        utility = utility.astype(np.float64)
+        semantic = None if semantic is None else semantic.astype(np.float64)
         if distinctive is not None:
-            distinctive = distinctive[np.arange(len(pool)), classes]
+            distinctive = distinctive[np.arange(len(pool)), classes].astype(np.float64)
         truth = np.asarray(arrays["is_target"], dtype=np.int8) if "is_target" in arrays else None
         if any(part.shape != pool.shape for part in (classes, semantic, distinctive, truth) if part is not None):
             raise ValueError("a score is missing for some images")
@@ -75,7 +82,7 @@ def read_scores(path: Path, content: IndexFile) -> PoolCycle:
         if len(np.unique(pool)) < len(pool) or len(np.setdiff1d(queried, pool)):
             raise ValueError("its pool lacks an image that the index file beside it queries, or has one twice")
         cycle = PoolCycle(content.cycle, pool, queried, utility, classes, semantic, distinctive, truth)
-    except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path} is damaged or no file of --save_score ({error})") from None
     return cycle
 

@@ -16,6 +16,7 @@ PLACES = {
     "cache_dir", "checkpoints", "data", "data_path", "debug", "device", "feature_cache", "index_dir", "local_rank",
     "log_format", "logdir", "max_minutes", "out", "quiet", "resume", "resume_path", "save_step", "suffix",
 }  # fmt: skip
+SPLITTING = {"mismatch", "target_classes", "initial_budget", "split_seed"}  # what a split's digest stands for
 LONGEST = 120  # characters of a value that the table shows
 
 
@@ -61,10 +62,12 @@ def difference_section(runs: Sequence[Run]) -> Section:
     """The settings in which runs differ."""
     section = Section("Settings that differ")
     tables = [settings_of(run) for run in runs]
+    digests = {content.split_digest for run in runs for query in run.queries for content in query.files}
+    left_out = PLACES | (SPLITTING if len(digests) == 1 else set())  # a default may be named or not
     rows: list[list[Cell]] = []
     for key in dict.fromkeys(key for table in tables for key in table):
         values = [text_of(table[key]) if key in table else None for table in tables]
-        if key[1] not in PLACES and len(set(values)) > 1:
+        if key[1] not in left_out and len(set(values)) > 1:
             rows.append([*key, *values])
     if rows:
         section.say("A dash: this run has no such stage or setting on record. Places of files are left out.")

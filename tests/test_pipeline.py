@@ -1,4 +1,4 @@
-"""All four commands and the summary, end to end, as a user runs them."""
+"""All four commands, the summary and the report, end to end, as a user runs them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, str]:
         "random": f"active_main.py {data} --strategy random --target 5 --split {CYCLES} --index_dir {folder}/random",
         "classifier": f"-m train_classifier.main {data} --split {CYCLES} --runs 2 --epochs 2 "
         f"--index_dir {folder}/query --out_path {folder}/classifier",
+        "report": f"-m evals.report {folder}",
         "summary": f"-m evals.summary --index_dir {folder}/query --random_dir {folder}/random "
         f"--results {folder}/classifier/results.csv --out_path {folder}",
     }
@@ -89,12 +90,31 @@ def test_the_summary_repeats_what_the_files_say(run: dict[str, str]) -> None:
     assert (Path(run["folder"]) / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_report_has_every_section_without_further_flags(run: dict[str, str]) -> None:
+    folder = Path(run["folder"])
+    page = (folder / "report.html").read_text()
+    assert 'class="missing"' not in page  # nothing is left out, and the scores computed again query the same images
+    for content in index_files(run, "query")[1:]:
+        found, precision = content["metrics"]["found"], content["metrics"]["precision"]
+        shown = f'<td class="number">10</td><td class="number">{found}</td><td class="number">{precision:.2f}</td>'
+        assert f'<td>ccal</td><td class="number">{content["cycle"]}</td>{shown}' in page
+    pictures = {path.stem for path in (folder / "report_figures").iterdir()}
+    assert {"precision", "recall", "accuracy", "semantic_loss", "distinctive_test_probe_accuracy"} <= pictures
+    for cycle in (1, 2):
+        assert {f"scores_run1_cycle_{cycle}", f"images_run1_cycle_{cycle}_best"} <= pictures
+        assert {f"scatter_run1_cycle_{cycle}_class_{number}" for number in (0, 1)} <= pictures
+    assert {f"map_run1_{encoder}_{kind}" for encoder in ("semantic", "distinctive") for kind in ("class", "query")} <= (
+        pictures
+    )
+
+
 def test_each_command_names_what_it_wrote(run: dict[str, str]) -> None:
     for name, written in (
         ("semantic", "semantic/last.model"),
         ("query", "query/cycle_0.json"),
         ("classifier", "classifier/results.csv"),
         ("summary", "summary.png"),
+        ("report", "report.html"),
     ):
         path = str(Path(run["folder"]) / written)
         assert path in run[name]

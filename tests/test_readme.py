@@ -16,6 +16,7 @@ import benchmarks.pool_scale
 import benchmarks.query
 import benchmarks.train_step
 import contrast_main
+import evals.report
 import evals.summary
 import reproduce
 import train_classifier.main
@@ -27,6 +28,7 @@ PARSERS = {
     "active_main.py": active_main.build_parser,
     "main.py": train_classifier.main.build_parser,
     "train_classifier.main": train_classifier.main.build_parser,
+    "evals.report": evals.report.build_parser,
     "evals.summary": evals.summary.build_parser,
     "benchmarks.classifier": benchmarks.classifier.build_parser,
     "benchmarks.folder_index": benchmarks.folder_index.build_parser,
@@ -94,7 +96,7 @@ def test_the_command_parses(command: list[str]) -> None:
 
 def test_enough_commands_were_found() -> None:
     assert len(AS_PUBLISHED) == 4
-    assert len(MADE) == 7  # the demo: two encoders, two queries, the classifier, the summary; and reproduce
+    assert len(MADE) == 8  # the demo: two encoders, two queries, the classifier, the summary, the report; and reproduce
     assert {param.values[0][0] for param in SHOWN} == set(PARSERS)
 
 
@@ -121,6 +123,7 @@ def test_every_flag_is_read() -> None:
         ("contrast_main.py", "contrast_main.py"),
         ("active_main.py", "active_main.py"),
         ("main.py", "train_classifier/main.py"),
+        ("evals.report", "evals/report.py"),
         ("evals.summary", "evals/summary.py"),
         ("reproduce.py", "reproduce.py"),
     ):

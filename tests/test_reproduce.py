@@ -105,6 +105,12 @@ def times(folder: Path) -> dict[str, int]:
     }
 
 
+@pytest.fixture(autouse=True)
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts within a test draw no report again; those of the fixtures below, which are made before, do."""
+    monkeypatch.setattr(reproduce.report, "main", lambda flags: None)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Path, str]:
     """The folder of a run from start to end, and what it printed."""
@@ -195,6 +201,17 @@ def test_the_result_says_what_it_rests_on(finished: tuple[Path, str]) -> None:
         assert f"| {name} | {value} |" in page
     assert checkpoint.git_commit().removesuffix("-dirty") in page
     assert (folder / "result.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_is_made_at_the_end_from_the_kept_features(finished: tuple[Path, str]) -> None:
+    folder, printed = finished
+    page = (folder / "report.html").read_text()
+    assert str(folder / "report.html") in printed.splitlines()[-2]
+    assert "Scores computed again from the features." in page
+    assert "would query" not in page
+    assert (folder / "report_figures" / "map_run1_semantic_class.png").is_file()
+    for stage in STAGES:
+        assert f"<td>{stage}</td>" in page
 
 
 def test_an_encoder_is_what_its_command_makes_of_the_recipe(finished: tuple[Path, str], data: Path, tmp_path) -> None:
