@@ -110,11 +110,12 @@ def escape(text: object) -> str:
 
 
 def shown(value: Cell) -> str:
-    """A cell's text: numbers with up to four significant places, or all of a whole part."""
+    """A cell's text: a number with four places that say something, or all those of its whole part."""
     if value is None:
         return "\N{EN DASH}"
     if isinstance(value, float):
-        return f"{value:.2f}" if 1 <= abs(value) < 1000 else f"{value:.4g}"
+        size = abs(value)
+        return f"{value:.2f}" if 1 <= size < 1000 else f"{value:.1f}" if 1000 <= size < 1e9 else f"{value:.4g}"
     return str(value)
 
 

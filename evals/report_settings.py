@@ -64,8 +64,14 @@ def difference_section(runs: Sequence[Run]) -> Section:
     tables = [settings_of(run) for run in runs]
     digests = {content.split_digest for run in runs for query in run.queries for content in query.files}
     left_out = PLACES | (SPLITTING if len(digests) == 1 else set())  # a default may be named or not
-    rows: list[list[Cell]] = []
-    for key in dict.fromkeys(key for table in tables for key in table):
+    stages = [{stage for stage, _ in table} for table in tables]
+    everywhere = set.intersection(*stages)
+    rows: list[list[Cell]] = [
+        [stage, "(whole stage)", *("on record" if stage in own else None for own in stages)]
+        for stage in dict.fromkeys(stage for table in tables for stage, _ in table)
+        if stage not in everywhere
+    ]
+    for key in dict.fromkeys(key for table in tables for key in table if key[0] in everywhere):
         values = [text_of(table[key]) if key in table else None for table in tables]
         if key[1] not in left_out and len(set(values)) > 1:
             rows.append([*key, *values])
