@@ -93,7 +93,24 @@ def found_section(queries: Sequence[Named]) -> Section:
         if any(curve["points"] for curve in drawn):
             figures.append(curve_figure(metric, drawn, table))
     section.figures(figures)
+    sources = source_table(queries)
+    if sources.rows:
+        section.head("By source")
+        section.say("Of a mixed pool: how many images each data set has in it, and how many of them were queried.")
+        section.table(sources)
     return section
+
+
+def source_table(queries: Sequence[Named]) -> Table:
+    """The pool and each cycle's query of mixed pools, counted by the data set that images come from."""
+    rows: list[list[Cell]] = []
+    for name, _, query in queries:
+        for content in query.files:
+            counts = content.metrics.get("queried_by_source" if content.cycle else "pool_by_source")
+            for source, count in counts.items() if isinstance(counts, dict) else ():
+                what = f"queried in cycle {content.cycle}" if content.cycle else "pool at the start"
+                rows.append([name, what, source, number(count)])
+    return Table(["query", "images", "source", "count"], rows)
 
 
 def add_published(section: Section, curves: dict[str, list[dict[str, Any]]], queries: Sequence[Query]) -> None:

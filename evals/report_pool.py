@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision.datasets
 
 from common.acceleration import Precision
 from common.checkpoint import ARGS_FILE, MODEL_FILE
 from datasets import Dataset, Split, load_data_and_split
+from datasets.torchvision_sets import without_downloads
 from evals.banks import Sources, default_batch, kept_features, load_encoder, with_shift
 from evals.feature_cache import narrowed
 from evals.features import Extraction, FeatureBank, extract_features
@@ -28,7 +28,6 @@ from utils import InputError, log
 
 AUTO_SECONDS = 60  # of extraction, at most, without --features extract
 TRIAL_IMAGES = 32
-DOWNLOADS = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
 
 
 @dataclass
@@ -97,12 +96,10 @@ def _load_data(material: Material, run: Run, query: Query, data_path: str | None
         )
     record = records[0]
     place = Path(data_path or record["data_path"]).expanduser()
-    source = DOWNLOADS.get(record["dataset"])
-    if source is not None and not (place / source.base_folder).is_dir():
-        raise InputError(f"{record['dataset']} is not in {place} and the report downloads nothing; give --data_path")
     accepted = {*inspect.signature(load_data_and_split).parameters} - {"name", "data_path"}
     settings = {name: record[name] for name in accepted if name in record}
-    data, split = load_data_and_split(record["dataset"], place, **settings)
+    with without_downloads():
+        data, split = load_data_and_split(record["dataset"], place, **settings)
     if split.digest != digest:
         raise InputError(f"{place} gives another split than this run's: other images; give --data_path")
     last = query.files[-1]

@@ -122,12 +122,13 @@ def replay(
             raise InputError(f"the labeled images of cycle {content.cycle} do not follow from those before it")
         new = known[len(labeled) :]
         features = [banks[name].of(new) if name in banks else None for name in ("semantic", "distinctive")]
-        scorer.add_labeled(*features, torch.from_numpy(split.class_numbers(data.train_labels[new])))
+        classes = labeled_classes(before, data, split)
+        scorer.add_labeled(*features, torch.from_numpy(classes[len(labeled) :]))
         labeled = known
         inputs = QueryInputs(
             pool=pool,
             labeled=labeled,
-            labeled_classes=split.class_numbers(data.train_labels[labeled]),
+            labeled_classes=classes,
             num_classes=count,
             scores=scorer.scores(torch.from_numpy(bank.rows(pool))),
             banks=banks,
@@ -136,13 +137,20 @@ def replay(
         utilities = strategy.utilities(inputs)
         again = select(utilities, inputs, target=settings["target"]).indices
         scores, distinctive = inputs.scores, None
-        classes = scores.pseudo_class.cpu().numpy()
+        pseudo_class = scores.pseudo_class.cpu().numpy()
         if scores.distinctive is not None:
-            distinctive = scores.distinctive.cpu().numpy()[np.arange(len(pool)), classes]
+            distinctive = scores.distinctive.cpu().numpy()[np.arange(len(pool)), pseudo_class]
         semantic = scores.semantic.cpu().numpy()
-        cycle = PoolCycle(content.cycle, pool, queried, best_utility(utilities), classes, semantic, distinctive)
+        cycle = PoolCycle(content.cycle, pool, queried, best_utility(utilities), pseudo_class, semantic, distinctive)
         yield cycle, len(np.intersect1d(again, queried))
         pool = pool[~np.isin(pool, queried)]
+
+
+def labeled_classes(content: IndexFile, data: Dataset, split: Split) -> np.ndarray:
+    """Class numbers of a file's labeled images, (L,): as people gave them, or as the data set knows them."""
+    if content.labels is not None:
+        return np.asarray(content.labels, dtype=np.int64)
+    return split.class_numbers(data.train_labels[np.asarray(content.labeled, dtype=np.int64)])
 
 
 @dataclass(frozen=True)

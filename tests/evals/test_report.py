@@ -310,6 +310,21 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert {row[0] for row in rows_of(page, "query", "cycle")} == {f"{tmp_path}/{n}/same: random" for n in "xy"}
 
 
+def test_queries_of_a_mixed_pool_are_counted_by_source(tmp_path: Path) -> None:
+    index_files(tmp_path / "mixed", "ccal", found=(7,))
+    for cycle, name, counts in ((0, "pool", {"digits": 40, "mnist": 60}), (1, "queried", {"digits": 7, "mnist": 3})):
+        path = tmp_path / "mixed" / f"cycle_{cycle}.json"
+        content = json.loads(path.read_text())
+        content["metrics"][f"{name}_by_source"] = counts
+        path.write_text(json.dumps(content))
+    assert rows_of(make(tmp_path / "mixed"), "query", "images", "source") == [
+        ["ccal", "pool at the start", "digits", "40"],
+        ["ccal", "pool at the start", "mnist", "60"],
+        ["ccal", "queried in cycle 1", "digits", "7"],
+        ["ccal", "queried in cycle 1", "mnist", "3"],
+    ]
+
+
 def test_the_published_lists_stand_beside_cifar10_at_that_mismatch_only(tmp_path: Path) -> None:
     index_files(tmp_path / "cifar", "ccal", dataset="cifar10")
     page = make(tmp_path / "cifar")

@@ -84,6 +84,18 @@ def test_queries_that_other_scores_made_are_counted() -> None:
     assert (agreed, seen.is_queried.sum()) == (6, 8)
 
 
+def test_labels_that_people_gave_are_taken_from_the_files() -> None:
+    """In a folder that nobody has labeled the data set knows no label of the pool; version 2 of index files does."""
+    cycles, files = queried("ccal")
+    numbers = {0: 0, 2: 1}
+    given = [
+        dataclasses.replace(f, labels=[numbers[LABELS[i]] for i in f.labeled], class_names=["a", "c"]) for f in files
+    ]
+    unlabeled = np.where(np.isin(np.arange(90), SPLIT.labeled), LABELS, -1)
+    again = list(replay(given, data_of(unlabeled), SPLIT, banks_of("semantic", "distinctive")))
+    assert [agreed for _, agreed in again] == [len(cycle.result.indices) for cycle in cycles]
+
+
 def test_files_that_do_not_follow_from_each_other_are_refused() -> None:
     _, files = queried("ccal")
     files[2] = dataclasses.replace(files[2], queried=files[1].queried)
@@ -182,11 +194,12 @@ def test_what_cannot_be_loaded_has_a_reason(tmp_path: Path) -> None:
     assert "gives another split" in why["data"]
     run.encoders[0].arguments["dataset"] = "cifar10"
     why = gather(run, query, data_path=str(tmp_path), features="auto", device=torch.device("cpu")).why
-    assert "downloads nothing" in why["data"]
+    assert "nothing is downloaded here" in why["data"]
 
 
 def arrays(count: int) -> dict[str, np.ndarray]:
-    return {"images": np.zeros((count, 4, 4, 3), np.uint8), "labels": np.arange(count) % 3}
+    images = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    return {"images": images, "labels": np.arange(count) % 3}
 
 
 def test_a_fresh_material_knows_nothing() -> None:
