@@ -15,6 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = "--dataset digits --mismatch 0.8 --device cpu"
 NET = f"{DATA} --model resnet8 --precision fp32"
 RECIPE = "--optimizer adam --lr_init 3e-4 --warmup 1 --save_step 1 --error_step 2 --epochs 3 --resume auto"
+QUERY = (
+    f"{NET} --shift_trans_type rotation --load_semantic_path {{reference}}/semantic/last.model "
+    "--load_feature_path {reference}/distinctive/last.model --ood_samples 2 --target 20 --split 5 "
+    "--index_dir {out}/indices --resume auto"
+)
 VARYING = {"seconds", "images_per_second"}  # values of log.jsonl that differ from run to run
 
 
@@ -97,9 +102,7 @@ JOBS = {
         Job(
             "query",
             "active_main.py",
-            f"{NET} --shift_trans_type rotation --load_semantic_path {{reference}}/semantic/last.model "
-            "--load_feature_path {reference}/distinctive/last.model --ood_samples 2 --target 20 --split 5 "
-            "--feature_cache {out}/features --index_dir {out}/indices --resume auto",
+            f"{QUERY} --feature_cache {{out}}/features",
             query_result,
             needs=("semantic", "distinctive"),
             torn=(("cycle_1.json", 1), ("cycle_3.json", 1)),
@@ -125,6 +128,15 @@ JOBS = {
             training_result,
             processes=2,
             torn=CHECKPOINT,
+        ),
+        Job(
+            "two-ranks-query",
+            "active_main.py",
+            QUERY,
+            query_result,
+            processes=2,
+            needs=("semantic", "distinctive"),
+            torn=(("cycle_2.json", 1),),
         ),
     )
 }
