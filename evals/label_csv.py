@@ -20,6 +20,7 @@ COLUMNS = ("path", "suggested_class", "joint_score", "semantic_score", "distinct
 OTHER = "other"  # the label of an image that is of none of the target classes
 FORMULA_STARTS = "=+-@\t\r"
 BYTE_ORDER_MARK = "\ufeff"
+MAX_BYTES = 2**28  # of a filled table: that is room for a million long paths
 SHOWN = 60  # characters of a cell that a message repeats
 
 
@@ -223,6 +224,9 @@ def _header(path: Path, line: int, row: Sequence[str]) -> dict[str, int]:
 def _decoded(path: Path) -> str:
     if not path.is_file():
         raise InputError(f"--labels {path} does not exist; name the filled csv of the query")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise InputError(f"{path} has {size} bytes, which is no filled csv of a query (at most {MAX_BYTES})")
     content = path.read_bytes()
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:

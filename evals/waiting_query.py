@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from common.safe_files import is_number, is_text
 from evals.contact_sheet import write_contact_sheet
 from evals.label_csv import Asked, format_table, write_table
 from evals.labeling_page import write_page
@@ -94,15 +95,26 @@ def read_query(folder: Path, cycle: int) -> WaitingQuery | None:
         if raw.pop("format_version") != FORMAT_VERSION or raw["cycle"] != cycle:
             raise ValueError("another version or cycle")
         query = WaitingQuery(**{**raw, "images": [Asked(**image) for image in raw["images"]]})
-        texts = [query.after, query.strategy, *query.class_names]
-        texts += [text for image in query.images for text in (image.path, image.digest)]
-        if not all(isinstance(text, str) for text in texts) or not isinstance(query.settings, dict):
-            raise ValueError("a field of another type")
+        if not _has_right_types(query):
+            raise ValueError("a field has a wrong type or value")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} is damaged ({error}): restore it, or remove the folder {path.parent} to query anew"
         ) from None
     return query
+
+
+def _has_right_types(query: WaitingQuery) -> bool:
+    texts = [query.after, query.strategy, *query.class_names]
+    texts += [text for image in query.images for text in (image.path, image.digest)]
+    scores = [score for image in query.images for score in (image.joint, image.semantic, image.distinctive)]
+    return (
+        all(map(is_text, texts))
+        and all(score is None or is_number(score) for score in scores)
+        and all(image.suggestion in (None, *query.class_names) for image in query.images)
+        and isinstance(query.settings, dict)
+        and is_number(query.seconds)
+    )
 
 
 def keep_filled_table(folder: Path, cycle: int) -> None:

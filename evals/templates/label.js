@@ -69,7 +69,9 @@
   function set(image, label) {
     labels[image] = label;
     unsaved = true;
-    element("saved").hidden = true;
+    const complete = labels.every((given) => given !== null);
+    element("saved").textContent = complete ? "Every image has a label. Save the csv (S)." : "";
+    element("saved").hidden = !complete;
     keep();
     showCard(image);
     showCount();

@@ -383,6 +383,28 @@ def test_a_gap_in_the_index_files(place, capsys):
     assert "holds cycle_1.json but no cycle_0.json" in capsys.readouterr().err
 
 
+def test_a_query_file_without_a_version(place, capsys):
+    place.run()
+    path = place.index / "cycle_1" / "query.json"
+    write_json(path, {name: value for name, value in read_json(path).items() if name != "format_version"})
+    assert place.run() == 2
+    assert "query.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("joint", "1"), ("semantic", [1]), ("suggestion", "bird"), ("path", 3), ("digest", None), ("more", 1)],
+)
+def test_a_query_file_with_a_wrong_field(place, capsys, field, value):
+    place.run()
+    path = place.index / "cycle_1" / "query.json"
+    content = read_json(path)
+    content["images"][2][field] = value
+    write_json(path, content)
+    assert place.run() == 2
+    assert "query.json is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"format_version": 1}', '{"format_version": 1, "cycle": 1, "images": 3}']
 )

@@ -236,6 +236,13 @@ def test_a_table_without_labels_is_refused_even_in_part(table):
     assert "has no label in it" in problem(table(GOOD.split("\n", 1)[0] + "\nunlabeled/a.png,\n"), partial=True)
 
 
+def test_a_file_of_gigabytes_is_not_read(tmp_path):
+    with open(tmp_path / "huge.csv", "wb") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(InputError, match="huge.csv has 268435457 bytes, which is no filled csv"):
+        read_labels(tmp_path / "huge.csv", PATHS, CLASSES)
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="--labels .*nothing.csv does not exist"):
         read_labels(tmp_path / "nothing.csv", PATHS, CLASSES)

@@ -98,6 +98,7 @@ def test_twenty_images_are_labeled_by_keyboard_with_the_browser_closed_in_betwee
         tab.press(*[keys.ENTER] * 13)
         assert tab.text("count") == "20 of 20 labeled" and tab.shown() == []
         assert tab.text("empty").startswith("Every image has a label.")
+        assert tab.text("saved") == "Every image has a label. Save the csv (S)."
         tab.press("s")
         saved = tab.saved("labels_cycle_3.csv")
         assert "Saved as labels_cycle_3.csv" in tab.text("saved") and "--partial" not in tab.text("saved")
@@ -144,7 +145,9 @@ def test_without_storage_the_page_says_so_and_still_saves(page, open_tab, keys):
     broken = "Object.defineProperty(window, 'localStorage', { get() { throw new Error('denied'); } })"
     tab = open_tab(page(query(["cat", "dog"], 4), ["cat", "dog"]), before=broken)
     assert "save the csv before you close the tab" in tab.text("storage")
-    tab.press("1", "s")
+    tab.press("1")
+    assert not tab.driver.find_element("id", "saved").is_displayed()
+    tab.press("s")
     assert "3 of 4 images have no label" in tab.text("saved")
     text = tab.saved("labels_cycle_3.csv").read_text(encoding="utf-8-sig")
     assert text.splitlines()[1].endswith(",cat") and text.splitlines()[-1].endswith(",")
