@@ -22,7 +22,7 @@ from datasets.split import Split
 from evals.annotation import advance, ask
 from evals.banks import Sources, default_batch, feature_banks, load_encoder, with_shift
 from evals.cycle_report import cycle_line, print_scores, save_scores
-from evals.cycles import query_cycles, query_once
+from evals.cycles import Cycle, query_cycles, query_once
 from evals.features import Extraction, FeatureBank
 from evals.index_folder import IndexFolder, check_folder
 from evals.query import STRATEGIES
@@ -154,30 +154,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             ),
         )
         scoring = {"target": args.target, "k": args.k, "t": args.t, "seed": args.seed, "device": device}
+        showing = {"printed": args.print_score, "saved": folder / "scores" if args.save_score else None}
         if state:
             cycle = query_once(split, labels, banks, strategy, number=state.cycle + 1, **scoring)
-            if args.print_score:
-                print_scores(cycle)
-            if args.save_score and distributed.is_main():
-                save_scores(folder / "scores", cycle)
+            show_scores(cycle, **showing)
             root = Path(args.data_path).expanduser()
             ask(folder, root, state, data, cycle, strategy=args.strategy, settings=settings, again=again)
             return
-        for cycle in query_cycles(
-            split,
-            data.train_labels,
-            banks,
-            strategy,
-            cycles=args.split,
-            done=tuple(files.queried),
-            **scoring,
-        ):
+        cycles = query_cycles(split, labels, banks, strategy, cycles=args.split, done=tuple(files.queried), **scoring)
+        for cycle in cycles:
             log(cycle_line(cycle, data))
-            if args.print_score:
-                print_scores(cycle)
             files.begin()
-            if args.save_score and distributed.is_main():
-                save_scores(folder / "scores", cycle)
+            show_scores(cycle, **showing)
             files.add(cycle)  # last: a cycle with an index file is done
             left = cycle.split
             if cycle.number < args.split and len(left.unlabeled):
@@ -186,11 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not len(left.unlabeled):
             log("the pool is empty: every image is labeled or set aside")
         data_flags = arguments.changed_flags(parser, args, next_steps.DATA_GROUPS)
-        cycles = len(files.queried)
-        finish(
-            [index_path(folder, 0), index_path(folder, cycles)],
-            then=next_steps.after_query(folder, data=data_flags, cycles=cycles),
-        )
+        then = next_steps.after_query(folder, data=data_flags, cycles=len(files.queried))
+        finish([index_path(folder, 0), index_path(folder, len(files.queried))], then=then)
 
 
 def lock_index_dir(folder: Path, locks: contextlib.ExitStack) -> None:
@@ -201,6 +186,14 @@ def lock_index_dir(folder: Path, locks: contextlib.ExitStack) -> None:
     """
     require_writable(folder, "--index_dir")
     locks.enter_context(folder_lock(folder))
+
+
+def show_scores(cycle: Cycle, *, printed: bool, saved: Path | None) -> None:
+    """What --print_score and --save_score ask for."""
+    if printed:
+        print_scores(cycle)
+    if saved and distributed.is_main():
+        save_scores(saved, cycle)
 
 
 def serve_stop(interruption: Interruption, files: IndexFolder, *, lost: str, annotate: bool = False) -> None:
