@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common.acceleration import FP32, Precision, compile_step
+from common.interruption import Interruption
 from models import ContrastiveEncoder, build_encoder
 from models.transform_layers import Augmentation
 from training.engine import _stop_if_bad, epoch_batches, make_forward, train_one_epoch
@@ -316,7 +317,9 @@ def watched_epoch(objective, name: str) -> dict[str, float]:
     train_one_epoch(encoder, forward, indices, learning_rate=rate, epoch=1, **settings)
     watched = Watched(forward, rate, steps=5)
     try:
-        return train_one_epoch(encoder, watched, indices, learning_rate=watched, epoch=2, **settings)
+        with Interruption(max_minutes=1000) as interruption:
+            settings["stop"] = interruption.agreed
+            return train_one_epoch(encoder, watched, indices, learning_rate=watched, epoch=2, **settings)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
