@@ -531,8 +531,9 @@ def test_a_bf16_run_resumes_bit_for_bit(mode, tmp_path, flags, whole, monkeypatc
 
 
 def test_compilation_in_two_processes_is_one_line(tmp_path, flags, capsys, monkeypatch):
-    monkeypatch.setattr(contrast_main.distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(contrast_main.distributed, "gather_objects", lambda value: [value, value])
+    ask = contrast_main.acceleration.wants_compilation
+    two = {"processes": 2}
+    monkeypatch.setattr(contrast_main.acceleration, "wants_compilation", lambda *a, **kw: ask(*a, **{**kw, **two}))
     assert run_cli(contrast_main.main, flags(logdir=tmp_path / "run", compile="on")) == 2
     assert_one_line(capsys, "--compile on works in one process; with several, leave it at auto")
     assert not (tmp_path / "run").exists()
