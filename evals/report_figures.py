@@ -27,7 +27,7 @@ class Points:
         y: (n,).
         color: Of its marks.
         ring: Whether the marks are rings, which other marks show through.
-        small: Whether they are small and pale: the background.
+        small: Whether they are small: the background.
     """
 
     name: str
@@ -96,8 +96,8 @@ def scatter_panel(
                 continue
             marks = {"facecolors": "none", "edgecolors": group.color, "linewidths": 1.0, "s": 26}
             if not group.ring:
-                size = 6 if group.small else 14
-                marks = {"color": group.color, "linewidths": 0, "s": size, "alpha": 0.55 if group.small else 0.8}
+                size = 9 if group.small else 14
+                marks = {"color": group.color, "linewidths": 0, "s": size, "alpha": 0.8}
             label = series_label(f"{group.name} ({len(group.x)})")
             axes.scatter(group.x, group.y, label=label, rasterized=True, **marks)
         if border is not None:
