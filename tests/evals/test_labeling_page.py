@@ -295,7 +295,7 @@ def test_json_in_the_page_cannot_end_its_element():
 def test_the_page_names_no_address(page):
     text = page(query(HOSTILE, 6), HOSTILE).read_text()
     markup = re.sub(r'<script type="application/json".*?</script>', "", text, flags=re.DOTALL)
-    markup = re.sub(r"'sha256-[^']*'", "", markup)  # base64 has slashes
+    markup = re.sub(r"sha256-[\w+/=]*", "", markup)  # base64 has slashes
     assert not re.search(r"https?:|//\w|url\(|@import|\ssrc=|\son\w+=", markup)
     assert "{{" not in markup
 
