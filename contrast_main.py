@@ -18,6 +18,8 @@ from torch import Tensor
 
 from common import acceleration, arguments, checkpoint, distributed, next_steps
 from common.acceleration import Precision
+from common.cli import run_cli
+from common.console import finish, log, set_quiet
 from common.determinism import deterministic
 from common.experiment import recipe_for
 from common.interruption import Interruption
@@ -29,7 +31,7 @@ from training.engine import Objective, batch_per_process, make_forward, probe_ac
 from training.objectives import DistinctiveObjective, SemanticObjective
 from training.optim import LearningRate, build_optimizer
 from training.run import Run, check_folder, find_run, run_folder
-from utils import InputError, RunLog, finish, log, run_cli, set_quiet, set_seed
+from utils import InputError, RunLog, set_seed
 
 
 def build_parser() -> argparse.ArgumentParser:

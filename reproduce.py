@@ -28,6 +28,8 @@ import contrast_main
 import train_classifier.main
 from common import arguments, distributed
 from common.acceleration import Precision
+from common.cli import run_cli
+from common.console import as_a_stage, duration, finish, log, set_quiet
 from common.experiment import (
     SHIFTS,
     Experiment,
@@ -51,19 +53,7 @@ from evals.summary import read_accuracies, read_run
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from train_classifier.results import read_rows
 from training.engine import steps_per_epoch
-from utils import (
-    InputError,
-    Interrupted,
-    as_a_stage,
-    duration,
-    finish,
-    int64_digest,
-    log,
-    remove_leftovers,
-    require_writable,
-    run_cli,
-    set_quiet,
-)
+from utils import InputError, Interrupted, int64_digest, remove_leftovers, require_writable
 
 ROOT = Path(__file__).resolve().parent
 RECORD_FILE = "reproduce.json"

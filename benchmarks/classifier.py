@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from benchmarks import harness
 from common import acceleration
+from common.cli import run_cli
 from common.parsing import Parser, number, positive_int
 from train_classifier.engine import LabeledImages, draw_epoch, make_training_step, train_one_epoch
 from train_classifier.network import build_network
-from utils import run_cli
 
 CLASSES, BATCH, LR = 2, 32, 5e-4
 TOLERANCE = 1e-5

@@ -25,8 +25,8 @@ from PIL import Image
 
 from benchmarks import harness
 from common.arguments import Parser, number, positive_int
+from common.cli import run_cli
 from datasets.folder import CACHE_FOLDER, load_folder
-from utils import run_cli
 
 SIZE = 32  # pixels that both bring the images to
 LABELED, FOLDERS = 40, 100

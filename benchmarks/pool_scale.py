@@ -24,12 +24,13 @@ import torch
 
 from benchmarks import harness
 from benchmarks.query import CLASSES, SHIFTS, WIDTH, check_agreement
+from common.cli import run_cli
 from common.parsing import Parser, positive_int
 from datasets.split import Split
 from evals.cycles import Cycle, query_cycles
 from evals.features import FeatureBank, MappedFeatures
 from evals.query import STRATEGIES
-from utils import atomic_write, run_cli, write_json
+from utils import atomic_write, write_json
 
 SIZES = [100_000, 300_000, 1_000_000, 3_000_000, 10_000_000]
 WRITE_BLOCK = 65536

@@ -30,6 +30,7 @@ from active_main import default_batch
 from benchmarks import harness, plain
 from common.acceleration import FP32, Precision
 from common.arguments import MODELS
+from common.cli import run_cli
 from common.parsing import Parser, positive_int
 from datasets.split import make_split
 from evals.cycles import query_cycles
@@ -39,7 +40,6 @@ from evals.scores import Scorer
 from models import build_encoder
 from models.counter_random import make_keys, uniform
 from models.transform_layers import CROP_ATTEMPTS, Augmentation
-from utils import run_cli
 
 CLASSES, SHIFTS, WIDTH, VIEWS, CYCLES = 2, 4, 128, 10, 5
 ENCODERS = (("semantic", 1), ("distinctive", SHIFTS))

@@ -23,6 +23,7 @@ from benchmarks import harness, plain
 from common import acceleration
 from common.acceleration import Precision
 from common.arguments import MODELS
+from common.cli import run_cli
 from common.parsing import Parser, positive_int
 from models import build_encoder
 from models.counter_random import make_keys, uniform
@@ -30,7 +31,6 @@ from models.transform_layers import CROP_ATTEMPTS, Augmentation
 from training.engine import make_forward
 from training.objectives import TRAINING, DistinctiveObjective, SemanticObjective
 from training.optim import build_optimizer
-from utils import run_cli
 
 SHIFTS = {"semantic": 1, "distinctive": 4}
 DRAWS = 1 + 7 + 2 * CROP_ATTEMPTS + 2

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils import InputError, warn
+from common.console import warn
+from utils import InputError
 
 # What a processor calls its instructions for bfloat16 products (x86 AVX-512 and AMX, and Arm's).
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")

@@ -23,9 +23,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from common.console import warn
 from common.safe_checkpoint import Refused, check_checkpoint
 from common.safe_files import SMALL_JSON, check_fields, is_text
-from utils import InputError, atomic_write, read_json, warn, write_json
+from utils import InputError, atomic_write, read_json, write_json
 
 MODEL_FILE = "last.model"
 RESUME_FILE = "last.ckpt"

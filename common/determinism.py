@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import torch
 
-from utils import InputError, log
+from common.console import log
+from utils import InputError
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS reads it before its first product
 COST = {

@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from common.cli import mark_speaker
 from common.peers import Peers
-from utils import InputError, Interrupted, ProcessLost, mark_speaker
+from utils import InputError, Interrupted, ProcessLost
 
 T = TypeVar("T")
 DEFAULT_TIMEOUT = 30.0  # minutes

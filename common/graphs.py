@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils import warn
+from common.console import warn
 
 WARM_UP = 3  # runs before the recording, in which libraries choose kernels and allocate what they keep
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common import distributed
-from utils import InputError, warn
+from common.console import warn
+from utils import InputError
 
 LOCK_FILE = ".lock"
 RESTART_PATIENCE = 60.0  # seconds

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from utils import wait_for_the_first_process
+from common.cli import wait_for_the_first_process
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

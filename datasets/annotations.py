@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from common.console import warn
 from datasets.base import UNKNOWN, Dataset, shown
 from datasets.index_files import IndexFile
-from utils import InputError, warn
+from utils import InputError
 
 OTHER = -2  # the label of an image of which a person said that it is of no target class
 SHOWN = 3  # paths that a warning names

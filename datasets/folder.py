@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from common import distributed
+from common.console import log, warn
 from datasets import image_cache
 from datasets.base import UNKNOWN, Dataset, shown
 from datasets.folder_report import REPORT, announce
 from datasets.folder_walk import CACHE_FOLDER, Found, Skipped, walk
 from datasets.image_cache import Entry, Index
-from utils import InputError, log, require_writable, warn
+from utils import InputError, require_writable
 
 DEFAULT_SIZE = 32
 

@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from common.console import log
 from datasets.image_cache import Index
-from utils import atomic_write, log
+from utils import atomic_write
 
 REPORT = "report.csv"
 

@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
+from common.console import log, progress, warn
 from common.interruption import Interruption
 from common.lock import UNSUPPORTED
 from datasets.folder_walk import Found, Skipped
 from datasets.pictures import CHANGED, Unusable, read_picture, strict_and_quiet
-from utils import InputError, Interrupted, atomic_write, log, progress, read_json, warn
+from utils import InputError, Interrupted, atomic_write, read_json
 
 FORMAT_VERSION = 2  # 1: without a checksum
 IMAGES, MANIFEST, LOCK = "images.npy", "manifest.json", "lock"

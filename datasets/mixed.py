@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common.console import log
 from datasets.base import Dataset
 from datasets.digits import load_digits
 from datasets.folder import index_others
 from datasets.npz import load_npz
 from datasets.split import Split, make_split
 from datasets.torchvision_sets import SOURCES, load_part
-from utils import InputError, log
+from utils import InputError
 
 NAMES = (*SOURCES, "digits")
 

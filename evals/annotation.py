@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from common import distributed
+from common.console import finish, log, warn
 from common.record import file_digest
 from datasets.annotations import OTHER, Finder, class_number
 from datasets.base import Dataset, shown
@@ -27,7 +28,7 @@ from evals.label_csv import Asked, finite_or_none, is_about, read_labels
 from evals.labeling_page import labels_file
 from evals.metrics import query_metrics
 from evals.waiting_query import PAGE, SHEET, TABLE, WaitingQuery, cycle_folder, is_filled, read_query, write_query
-from utils import InputError, finish, log, warn
+from utils import InputError
 
 THUMBNAIL = 256  # pixels of the longer side
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.console import log, warn
 from common.record import file_digest
 from datasets.annotations import locate
 from datasets.base import Dataset, shown
@@ -19,7 +20,7 @@ from datasets.index_files import index_path, numbered_files, read_index_file
 from datasets.split import Split
 from evals.label_csv import check_class_names
 from evals.waiting_query import WaitingQuery, read_query
-from utils import InputError, log, warn
+from utils import InputError
 
 
 @dataclass(frozen=True)

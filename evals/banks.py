@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from common import checkpoint, distributed
+from common.console import log
 from common.interruption import never_stop
 from common.record import file_digest
 from evals import feature_cache
 from evals.features import Extraction, FeatureBank, extract_features
 from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS
-from utils import log, require_writable
+from utils import require_writable
 
 CPU_BATCH, GPU_BATCH = 100, 1000  # images of 32 pixels per forward batch where --test_batch_size is not given
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from common import distributed
 from common.acceleration import FP32, Precision
+from common.console import progress
 from common.interruption import never_stop
 from models.counter_random import make_keys
 from models.transform_layers import Augmentation, shift_images
-from utils import InputError, progress
+from utils import InputError
 
 QUERY = 3  # the purpose part of a draw's key; training uses others
 

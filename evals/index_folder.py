@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from common import distributed
+from common.console import warn
 from datasets.base import Dataset
 from datasets.index_files import IndexFile, index_path, numbered_files, read_index_file, write_index_file
 from datasets.split import Split
 from evals.cycles import Cycle
-from utils import InputError, read_json, remove_leftovers, warn
+from utils import InputError, read_json, remove_leftovers
 
 # Flags behind what the index files record under another name; the others are flags' own names.
 FLAGS = {

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 from common import arguments, distributed
+from common.cli import run_cli
+from common.console import log
 from evals.report_curves import accuracy_section, found_section, named_queries, overview, training_section
 from evals.report_data import Run, find_runs
 from evals.report_images import histogram_section, image_section, scatter_section
@@ -21,7 +23,7 @@ from evals.report_page import Section, page_html
 from evals.report_pool import gather
 from evals.report_settings import difference_section, record_section
 from evals.report_view import Pool
-from utils import InputError, atomic_write, log, require_writable, run_cli
+from utils import InputError, atomic_write, require_writable
 
 PAGE = "report.html"
 

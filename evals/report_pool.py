@@ -15,6 +15,7 @@ import torch
 
 from common.acceleration import Precision
 from common.checkpoint import ARGS_FILE, MODEL_FILE
+from common.console import log
 from datasets import Dataset, Split, load_data_and_split
 from datasets.torchvision_sets import without_downloads
 from evals.banks import Sources, default_batch, kept_features, load_encoder, with_shift
@@ -24,7 +25,7 @@ from evals.query import STRATEGIES
 from evals.report_data import EncoderRun, Query, Run, read_encoder
 from evals.report_scores import PoolCycle, Truth, known_truth, read_scores, replay
 from models.transform_layers import SHIFT_COUNTS, Augmentation
-from utils import InputError, log
+from utils import InputError
 
 AUTO_SECONDS = 60  # of extraction, at most, without --features extract
 TRIAL_IMAGES = 32

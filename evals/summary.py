@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import arguments, plots
+from common.cli import run_cli
+from common.console import finish, log, set_quiet
 from datasets.index_files import IndexFile, index_path, read_index_file
-from utils import InputError, atomic_write, finish, int64_digest, log, require_writable, run_cli, set_quiet
+from utils import InputError, atomic_write, int64_digest, require_writable
 
 CLASSIFIER_SETTINGS = ("dataset", "mismatch", "recipe", "epochs", "batch_size", "lr")
 

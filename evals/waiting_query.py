@@ -17,11 +17,12 @@ from typing import Any
 
 from PIL import Image
 
+from common.console import log
 from common.safe_files import is_number, is_text
 from evals.contact_sheet import write_contact_sheet
 from evals.label_csv import Asked, format_table, write_table
 from evals.labeling_page import write_page
-from utils import InputError, log, read_json, write_json
+from utils import InputError, read_json, write_json
 
 FORMAT_VERSION = 1
 QUERY, TABLE, PAGE, SHEET = "query.json", "to_label.csv", "label.html", "contact_sheet.png"

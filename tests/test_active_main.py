@@ -22,13 +22,14 @@ import torch
 import active_main
 from common import checkpoint
 from common.acceleration import Precision
+from common.cli import run_cli
 from datasets import load_data_and_split
 from datasets.index_files import index_path, read_index_file
 from datasets.split import Split
 from evals import banks
 from evals.features import FeatureBank
 from models import build_encoder
-from utils import read_json, run_cli, write_json
+from utils import read_json, write_json
 
 TARGETS = (2, 0)
 PER_CLASS = 30

@@ -26,9 +26,10 @@ import evals.summary
 import reproduce
 import train_classifier.main
 from common import checkpoint
+from common.cli import run_cli
 from datasets.index_files import read_index_file
 from tests.bad_input import CACHE, CASES, CKPT, DATA, FIRST, NET, RECORD, SHORT, WORDS
-from utils import read_json, run_cli
+from utils import read_json
 
 COMMANDS = {
     "contrast": contrast_main.main,

@@ -15,8 +15,9 @@ import torch
 import contrast_main
 from common import checkpoint
 from common.acceleration import Precision
+from common.cli import run_cli
 from tests.runs import CLOCK, COUNT, MODES, assert_same_run, environment, equal, launch, log_lines, without_clock
-from utils import InputError, run_cli
+from utils import InputError
 
 # Stops by SIGKILL in the middle of an epoch, after the epochs before it were written to the log.
 KILLED = """

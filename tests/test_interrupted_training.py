@@ -14,9 +14,10 @@ import torch
 
 import contrast_main
 from common import checkpoint
+from common.cli import run_cli
 from common.lock import folder_lock
 from tests.runs import MODES, assert_same_run, environment, launcher_words, log_lines
-from utils import Interrupted, run_cli
+from utils import Interrupted
 
 SMALL = {"batch_size": 5}  # 10 steps per epoch
 STEPS = 10
@@ -178,7 +179,7 @@ SIGNALLED = """
 import os, sys
 import contrast_main
 from common import distributed
-from utils import run_cli
+from common.cli import run_cli
 train = contrast_main.train_one_epoch
 
 def signalled(model, forward, *rest, epoch, gathered, **settings):

@@ -12,8 +12,8 @@ import active_main
 import contrast_main
 import reproduce
 import train_classifier.main
+from common.cli import run_cli
 from training.engine import _means
-from utils import run_cli
 
 NETWORK = ["--model", "resnet8", "--device", "cpu", "--precision", "fp32"]
 

@@ -27,6 +27,7 @@ import contrast_main
 import reproduce
 import train_classifier.main
 from common import checkpoint
+from common.cli import run_cli
 from common.experiment import (
     Experiment,
     Recipe,
@@ -44,7 +45,7 @@ from datasets import load_data_and_split
 from datasets.index_files import IndexFile
 from datasets.split import make_split
 from evals import outcome
-from utils import InputError, Interrupted, run_cli
+from utils import InputError, Interrupted
 
 CYCLES, RUNS = 2, 2
 SCALE = 0.003  # 2 epochs of each encoder and 1 of the classifier

@@ -16,7 +16,8 @@ import pytest
 import active_main
 import contrast_main
 import train_classifier.main
-from utils import read_json, run_cli
+from common.cli import run_cli
+from utils import read_json
 
 COMMANDS = {
     "contrast_main.py": contrast_main.main,

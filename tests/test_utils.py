@@ -1,4 +1,4 @@
-"""utils.py: files, errors and exit statuses, meters, digests and the run's log."""
+"""utils.py: files, digests, seeds and the run's log."""
 
 import errno
 import hashlib
@@ -14,20 +14,14 @@ import pytest
 import torch
 from tensorboardX.proto.event_pb2 import Event
 
-import utils
 from utils import (
     InputError,
-    ProcessLost,
     RunLog,
     atomic_write,
     int64_digest,
-    log,
-    mark_speaker,
     naming_file,
-    progress,
     read_json,
     require_writable,
-    run_cli,
     set_seed,
     write_json,
 )
@@ -249,119 +243,6 @@ def test_set_seed_takes_seeds_beyond_numpys_32_bits():
     assert np.random.rand() == value
 
 
-# Commands
-
-
-OUT_OF_MEMORY = "out of memory ({}): free some, or give smaller batches or data"
-
-
-def raising(error):
-    def main(words):
-        raise error
-
-    return main
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "line"),
-    [
-        (InputError("--k must be above 0"), 2, "--k must be above 0"),
-        (InputError("two\n  lines"), 2, "two lines"),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.npz"), 2, "No such file or directory: a.npz"),
-        (PermissionError(errno.EACCES, "Permission denied", "b"), 2, "Permission denied: b"),
-        (OSError("no errno, no file"), 2, "no errno, no file"),
-        (OSError(errno.ENOSPC, "No space left on device", "c"), 3, "No space left on device: c"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), 3, "Disk quota exceeded"),
-        (OSError(errno.EIO, "Input/output error"), 3, "Input/output error"),
-        (OSError(errno.EROFS, "Read-only file system", "d"), 3, "Read-only file system: d"),
-        (OSError(errno.EMFILE, "Too many open files"), 3, "Too many open files"),
-        (OSError(errno.ENOMEM, "Cannot allocate memory"), 3, "Cannot allocate memory"),
-        (MemoryError(), 3, OUT_OF_MEMORY.format("no details")),
-        (
-            MemoryError("Unable to allocate 9 TiB"),
-            3,
-            "out of memory (Unable to allocate 9 TiB): free some, or give smaller batches or data",
-        ),
-        (
-            torch.OutOfMemoryError("CUDA out of memory.\nTried"),
-            3,
-            "out of memory (CUDA out of memory. Tried): free some, or give smaller batches or data",
-        ),
-        (RuntimeError("CPU: can't allocate memory"), 3, OUT_OF_MEMORY.format("CPU: can't allocate memory")),
-        (InputError("a\x1b[2Jb\x00\u202e"), 2, "a\\x1b[2Jb\\x00\\u202e"),
-        (InputError("x" * 992 + "y" * 9999 + "z" * 999), 2, "x" * 992 + "y ... y" + "z" * 999),
-        (InputError("é 画像"), 2, "é 画像"),
-        (KeyboardInterrupt(), 130, "stopped by Ctrl-C; what was finished is on disk"),
-    ],
-)
-def test_run_cli_turns_an_error_into_one_line_and_a_status(monkeypatch, capsys, error, status, line):
-    monkeypatch.setattr("sys.argv", ["/somewhere/active_main.py"])
-    assert run_cli(raising(error), []) == status
-    shown = capsys.readouterr()
-    assert shown.err == f"active_main.py: error: {line}\n"
-    assert shown.out == ""
-    with pytest.raises(type(error)) as caught:
-        run_cli(raising(error), ["--k", "1", "--debug"])
-    assert caught.value is error
-    assert capsys.readouterr().err == ""
-
-
-def test_run_cli_of_a_success_is_silent_and_passes_the_words(monkeypatch, capsys):
-    seen = []
-    assert run_cli(seen.append, ("--a", "1")) == 0
-    monkeypatch.setattr("sys.argv", ["main.py", "--b"])
-    assert run_cli(seen.append) == 0
-    assert seen == [["--a", "1"], ["--b"]]
-    assert capsys.readouterr() == ("", "")
-
-
-def test_run_cli_lets_bugs_and_the_parsers_exit_through():
-    with pytest.raises(ZeroDivisionError):
-        run_cli(raising(ZeroDivisionError()), [])
-    with pytest.raises(RuntimeError, match="a bug"):
-        run_cli(raising(RuntimeError("a bug")), [])
-    with pytest.raises(SystemExit) as caught:
-        run_cli(raising(SystemExit(2)), [])
-    assert caught.value.code == 2
-
-
-class Ended(BaseException):
-    """What a launcher's signal does to a process that waits."""
-
-
-def test_run_cli_speaks_from_one_process_of_a_machine(monkeypatch, capsys):
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr("utils.wait_for_the_first_process", lambda: raising(Ended())([]))
-    with pytest.raises(Ended):
-        run_cli(raising(InputError("bad")), [])
-    assert capsys.readouterr().err == ""
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert run_cli(raising(InputError("bad")), []) == 2
-    assert capsys.readouterr().err.endswith("error: bad\n")
-
-
-def test_run_cli_speaks_from_another_process_where_the_first_does_not_fail(monkeypatch, capsys):
-    waits = []
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr("utils.wait_for_the_first_process", lambda: waits.append(1))
-    assert run_cli(raising(InputError("bad")), []) == 2
-    assert capsys.readouterr().err.endswith("error: bad\n") and waits == [1]
-
-
-@pytest.mark.parametrize("local_rank", ["0", "1"])
-def test_run_cli_speaks_from_the_process_that_is_settled_on(monkeypatch, capsys, local_rank):
-    waits = []
-    monkeypatch.setenv("LOCAL_RANK", local_rank)
-    monkeypatch.setattr("utils.wait_for_the_first_process", lambda: waits.append(1))
-    for speaks, line in ((True, "error: rank 1 is lost\n"), (False, "")):
-        error = ProcessLost("rank 1\nis lost")
-        mark_speaker(error, speaks, afterwards=lambda: waits.append("shown"))
-        assert run_cli(raising(error), []) == 3
-        told = capsys.readouterr().err
-        assert told.endswith(line) and bool(told) == speaks
-    assert waits == ["shown", 1]
-
-
 @pytest.mark.parametrize("seed", [0, 7, 2**63 - 1])
 def test_each_process_draws_from_a_stream_of_its_own(seed):
     drawn = []
@@ -374,114 +255,6 @@ def test_each_process_draws_from_a_stream_of_its_own(seed):
 
 
 # Logs
-
-
-def test_log_prints_from_the_first_process_only(monkeypatch, capsys):
-    log("one")
-    monkeypatch.setenv("RANK", "1")
-    log("two")
-    assert capsys.readouterr().out == "one\n"
-
-
-def test_progress_off_a_terminal_says_little(capsys):
-    assert list(progress(range(3), description="batches")) == [0, 1, 2]
-    assert capsys.readouterr() == ("", "")
-
-
-def test_progress_in_a_log_is_a_line_each_half_minute(capsys, monkeypatch):
-    now = iter([0.0, 20.0, 31.0, 50.0, 62.0])  # start, and after each item
-    monkeypatch.setattr(utils.time, "perf_counter", lambda: next(now))
-    assert list(progress("abcd", description="batches", unit="batch")) == list("abcd")
-    assert capsys.readouterr().out == (
-        "batches: 2 of 4, 15.5 s/batch, 31 s left\nbatches: 4 of 4, 15.5 s/batch, 0 s left\n"
-    )
-
-
-def test_progress_of_an_unknown_length_says_no_time_left(capsys, monkeypatch):
-    now = iter([0.0, 0.1, 40.0])
-    monkeypatch.setattr(utils.time, "perf_counter", lambda: next(now))
-    assert list(progress(iter("ab"), description="files", unit="file")) == ["a", "b"]
-    assert capsys.readouterr().out == "files: 2, 20.0 s/file\n"
-
-
-@pytest.fixture
-def quiet():
-    utils.set_quiet(True)
-    yield
-    utils.set_quiet(False)
-
-
-def test_quiet_leaves_warnings_and_what_was_written(quiet, capsys, monkeypatch):
-    monkeypatch.setattr(utils, "LINE_INTERVAL", 0)
-    log("not this")
-    assert list(progress(range(2), description="nor this")) == [0, 1]
-    utils.warn("this")
-    utils.finish(["a", "b"], then="nor this")
-    assert capsys.readouterr().out == "warning: this\nwrote a and b\n"
-
-
-def test_a_stage_of_a_larger_command_proposes_nothing(capsys):
-    with utils.as_a_stage():
-        with utils.as_a_stage():
-            pass
-        utils.finish(["a"], then="b")
-    utils.finish(["c"], then="d")
-    assert capsys.readouterr().out == "wrote a\nwrote c\nnext: d\n"
-
-
-TERMINAL = """
-import utils
-def fail(words):
-    raise utils.InputError("bad")
-for outer in utils.progress(range(4), description="outer", unit="step"):
-    for inner in utils.progress(range(2), description="inner"):
-        pass
-    utils.log(f"line {outer} [red]")
-for broken in utils.progress(range(4), description="broken"):
-    utils.run_cli(fail, [])
-    break
-"""
-
-
-def test_bars_on_a_terminal_leave_lines_and_errors_whole(root):
-    """Under a terminal of its own (pty): bars with a rate, log lines as they are, and nothing left of the bars."""
-    import pty
-    import subprocess
-    import sys
-
-    leader, follower = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm"}
-    with subprocess.Popen(
-        [sys.executable, "-c", TERMINAL],
-        cwd=root,
-        stdout=follower,
-        stderr=follower,
-        env=environment,
-    ) as process:
-        os.close(follower)
-        shown = b""
-        while True:
-            try:
-                chunk = os.read(leader, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not chunk:
-                break
-            shown += chunk
-    os.close(leader)
-    text = shown.decode()
-    assert process.returncode == 0
-    for number in range(4):
-        assert f"line {number} [red]" in text
-    assert "outer" in text and "step/s" in text
-    assert "error: bad" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0, "0 s"), (119, "119 s"), (120, "2.0 min"), (7199, "120.0 min"), (7200, "2.0 h")]
-)
-def test_durations(seconds, words):
-    assert utils.duration(seconds) == words
 
 
 def read_records(path):

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.console import progress
 from common.graphs import GraphedStep, fork_join, make_streams
 from common.interruption import never_stop
 from models.transform_layers import horizontal_flip
-from utils import Diverged, InputError, progress
+from utils import Diverged, InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

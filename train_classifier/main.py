@@ -35,6 +35,8 @@ from common.arguments import (  # noqa: E402
     add_process_args,
     split_settings,
 )
+from common.cli import run_cli  # noqa: E402
+from common.console import finish, log, set_quiet  # noqa: E402
 from common.determinism import deterministic  # noqa: E402
 from common.interruption import Interruption  # noqa: E402
 from common.lock import folder_lock  # noqa: E402
@@ -46,17 +48,7 @@ from train_classifier.engine import LabeledImages, Settings, train_together  # n
 from train_classifier.folds import FOLDS, held_out  # noqa: E402
 from train_classifier.network import build_network  # noqa: E402
 from train_classifier.results import Row, append_row, find_row, format_table, read_rows, summarize  # noqa: E402
-from utils import (  # noqa: E402
-    Diverged,
-    InputError,
-    finish,
-    int64_digest,
-    log,
-    remove_leftovers,
-    require_writable,
-    run_cli,
-    set_quiet,
-)
+from utils import Diverged, InputError, int64_digest, remove_leftovers, require_writable  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 
 from common import distributed
 from common.acceleration import FP32, Precision, compile_step
+from common.console import progress
 from models.counter_random import make_keys
 from training.objectives import Batch
 from training.optim import LearningRate
-from utils import Diverged, InputError, progress
+from utils import Diverged, InputError
 
 ORDER = 2  # the purpose part of a key
 

@@ -13,12 +13,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from common import checkpoint, distributed
+from common.console import log, warn
 from common.interruption import Interruption
 from common.safe_files import check_fields, is_count, is_text
 from datasets.mixed import data_name
 from training.engine import Gathered
 from training.optim import load_optimizer
-from utils import LOG_FILE, Diverged, InputError, log, remove_leftovers, require_writable, warn
+from utils import LOG_FILE, Diverged, InputError, remove_leftovers, require_writable
 
 FORMAT_VERSION = 3  # 1: the order of an epoch was drawn on the CPU; 2: without a place within the epoch and a checksum
 READABLE_VERSIONS = (2, 3)

@@ -13,7 +13,8 @@ import torch
 
 from benchmarks import harness, plain, pool_scale, query, train_step
 from common.acceleration import Precision
-from utils import InputError, run_cli
+from common.cli import run_cli
+from utils import InputError
 
 CPU = torch.device("cpu")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks import classifier
+from common.cli import run_cli
 from train_classifier.engine import LabeledImages, draw_epoch, make_training_step, train_one_epoch
 from train_classifier.network import build_network
-from utils import run_cli
 
 CPU = torch.device("cpu")
 

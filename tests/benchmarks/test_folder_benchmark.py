@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import folder_index
-from utils import run_cli
+from common.cli import run_cli
 
 
 def test_the_benchmark_runs_quickly_and_agrees(capsys):

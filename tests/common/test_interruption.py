@@ -10,8 +10,9 @@ import time
 import pytest
 
 from common import distributed
+from common.cli import run_cli
 from common.interruption import ONE_REQUEST, SIGNALS, Interruption
-from utils import Interrupted, run_cli
+from utils import Interrupted
 
 
 @pytest.fixture(autouse=True)
@@ -201,7 +202,7 @@ def test_off_the_main_thread_only_the_time_limit_works(clock):
 
 def test_other_processes_stay_silent_and_let_the_first_speak(monkeypatch, capfd):
     waits = []
-    monkeypatch.setattr("utils.wait_for_the_first_process", lambda: waits.append(1))
+    monkeypatch.setattr("common.cli.wait_for_the_first_process", lambda: waits.append(1))
     monkeypatch.setenv("LOCAL_RANK", "1")
 
     def main(words):
@@ -217,7 +218,7 @@ TWO = """
 import os, signal, sys, time
 from common import distributed
 from common.interruption import Interruption
-from utils import run_cli
+from common.cli import run_cli
 
 def main(words):
     with Interruption() as interruption, distributed.session("cpu"):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.console import log
 from datasets import load_data_and_split, load_dataset
 from datasets.base import UNKNOWN
-from utils import InputError, log
+from utils import InputError
 
 SIZE = 32
 

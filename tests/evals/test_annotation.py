@@ -15,6 +15,7 @@ from PIL import Image
 import active_main
 import train_classifier.main
 from common import checkpoint
+from common.cli import run_cli
 from datasets import load_data_and_split
 from datasets.annotations import OTHER
 from datasets.split import make_split
@@ -23,7 +24,7 @@ from evals.features import FeatureBank
 from evals.query import STRATEGIES
 from models import build_encoder
 from tests.chromium import Tab, running_browser
-from utils import read_json, run_cli, write_json
+from utils import read_json, write_json
 
 KINDS = ("cat", "dog", "bird")  # birds are no target class
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.cli import run_cli
 from datasets.index_files import IndexFile, write_index_file
 from evals import report
 from train_classifier.results import COLUMNS
-from utils import int64_digest, run_cli
+from utils import int64_digest
 
 HOSTILE = "<script>alert('x')</script> & \"$q$\" _é\u2028"
 DIGEST = "d" * 64

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import utils
+from common import cli, console
 from tests.fuzz.mutations import mutated
 from tests.fuzz.targets import Target, make_targets
 from utils import InputError
@@ -124,7 +124,7 @@ def work(
     try:
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
-        utils.set_quiet(True)
+        console.set_quiet(True)
         sys.stdout = io.StringIO()
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
@@ -147,7 +147,7 @@ def attempt(target: Target, kept: dict[Path, bytes], others: list[bytes], *, see
             target.read()
         return "accepted"
     except InputError as error:
-        if len(utils.one_line(str(error))) > 2100 or not str(error).strip():
+        if len(cli.one_line(str(error))) > 2100 or not str(error).strip():
             report(out, target.name, number, data, f"a message of {len(str(error))} characters")
             return "broken"
         return "refused"

@@ -1,0 +1,147 @@
+"""What a command shows: lines, warnings, progress and its last words."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any, TypeVar
+
+import rich.progress
+from rich.console import Console
+
+WITHIN = "CCAL_WITHIN"  # environment variable of the processes that are stages of a larger command
+LINE_INTERVAL = 30  # seconds between two lines of progress in a log
+T = TypeVar("T")
+
+
+class _Output:
+    """What this process shows: nothing but warnings and results if quiet; the progress bars on the terminal."""
+
+    quiet = False
+    bars: Any = None  # the rich.progress.Progress that is drawn
+
+
+def set_quiet(quiet: bool) -> None:
+    """Whether ``log`` and ``progress`` keep silent; called by main() functions only."""
+    _Output.quiet = quiet
+
+
+def log(message: str, *, always: bool = False) -> None:
+    """Prints from the first process, past a progress bar if one is drawn; under --quiet only what ``always`` says."""
+    if os.environ.get("RANK", "0") != "0" or (_Output.quiet and not always):
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    message = message.encode(encoding, "backslashreplace").decode(encoding)  # names of files may hold any bytes
+    if _Output.bars is not None and sys.stdout.isatty():
+        _Output.bars.console.print(message, markup=False, highlight=False, soft_wrap=True)
+    else:
+        print(message, flush=True)
+
+
+def warn(message: str) -> None:
+    """Prints a warning from the first process, under --quiet, too."""
+    log(f"warning: {message}", always=True)
+
+
+def finish(wrote: Sequence[str | os.PathLike], *, then: str = "") -> None:
+    """A command's last words: the files that it wrote, under --quiet, too, and the command to run next."""
+    *others, last = map(str, wrote)
+    log(f"wrote {', '.join(others)} and {last}" if others else f"wrote {last}", always=True)
+    if then and WITHIN not in os.environ:
+        log(f"next: {then}")
+
+
+@contextlib.contextmanager
+def as_a_stage() -> Iterator[None]:
+    """Commands called within the block, or started from it, are part of a larger one and propose no next command."""
+    before = os.environ.get(WITHIN)
+    os.environ[WITHIN] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[WITHIN]
+
+
+def progress(iterable: Iterable[T], *, description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+    """Passes an iterable on and shows how far it is, how fast and how long it will take, from the first process.
+
+    On a terminal that is a bar; elsewhere, in a log say, a line each half minute.
+
+    Args:
+        iterable: What is worked through.
+        description: What it is, in a word or two.
+        total: Its length, where it cannot tell.
+        unit: One of its items.
+    """
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
+    if os.environ.get("RANK", "0") != "0" or _Output.quiet:
+        return iter(iterable)
+    shown = _bar if sys.stderr.isatty() else _lines
+    return shown(iterable, description=description, total=total, unit=unit)
+
+
+def _bar(iterable: Iterable[T], *, description: str, total: int | None, unit: str) -> Iterator[T]:
+    if _Output.bars is None:
+        columns = (
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[rate]}"),
+            rich.progress.TimeRemainingColumn(),
+        )
+        # The streams stay as they are: what goes into a file must not pass through the terminal's drawing.
+        _Output.bars = rich.progress.Progress(
+            *columns,
+            console=Console(stderr=True),
+            transient=True,
+            refresh_per_second=4,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        _Output.bars.start()
+    bars = _Output.bars
+    task, start = bars.add_task(description, total=total, rate=""), time.perf_counter()
+    try:
+        for done, item in enumerate(iterable, start=1):
+            yield item
+            bars.update(task, completed=done, rate=_rate(done, time.perf_counter() - start, unit))
+    finally:
+        bars.remove_task(task)
+        if not bars.tasks:
+            clear_progress()
+
+
+def clear_progress() -> None:
+    """Takes the progress bars off the terminal, so that an error's line stands alone."""
+    if _Output.bars is not None:
+        _Output.bars.stop()
+        _Output.bars = None
+
+
+def _lines(iterable: Iterable[T], *, description: str, total: int | None, unit: str) -> Iterator[T]:
+    start = told = time.perf_counter()
+    for done, item in enumerate(iterable, start=1):
+        yield item
+        now = time.perf_counter()
+        if now - told >= LINE_INTERVAL:
+            told = now
+            of = f" of {total}" if total else ""
+            left = f", {duration((now - start) / done * (total - done))} left" if total else ""
+            log(f"{description}: {done}{of}, {_rate(done, now - start, unit)}{left}")
+
+
+def _rate(done: int, seconds: float, unit: str) -> str:
+    each = seconds / done
+    return f"{each:.1f} s/{unit}" if each > 1 else f"{1 / max(each, 1e-9):.3g} {unit}/s"
+
+
+def duration(seconds: float) -> str:
+    """A time in words: 45 s, 12.3 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
