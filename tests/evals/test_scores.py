@@ -338,3 +338,40 @@ def test_golden_selection(golden, golden_inputs):
     assert published[2][:1] == overflowed
     assert chosen[2][:19] == published[2][1:]
     assert chosen[2][19] not in published[2]
+
+
+def test_too_few_labeled_images_are_named_with_what_helps():
+    nearest = Neighbours(3, 2, keep=2)
+    add_labeled(torch.ones(3, 2, 4), [nearest], [torch.ones(1, 2, 4)])
+    with pytest.raises(InputError) as caught:
+        distinctive_distance(nearest)
+    assert str(caught.value) == (
+        "a target class has 1 labeled image(s) and the distinctive score needs two: raise --initial_budget, take another "
+        "--split_seed, or use --strategy semantic"
+    )
+
+
+def test_a_single_shift_is_enough():
+    """u at 0 degrees, a at 30, b at 60: cos 30 - cos 60 + cos 30 + cos 30."""
+    nearest = Neighbours(1, 1, keep=2)
+    add_labeled(angles(0), [nearest], [angles(60, 30)])
+    assert distinctive_distance(nearest).item() == pytest.approx(3 * math.sqrt(3) / 2 - 0.5, abs=1e-6)
+
+
+def test_scores_are_computed_where_they_are_told_to_be():
+    """Where tensors without a device would land elsewhere, here on one that holds no data, the scores are the same."""
+    parts = [random_features(seed, count) for seed, count in ((0, 9), (1, 4), (2, 3))]
+    pool, first, second = ((semantic[:, None], distinctive) for semantic, distinctive in parts)
+    classes, more, remaining = torch.tensor([0, 1, 0, 1]), torch.tensor([1, 0, 1]), torch.arange(5)
+
+    def scores() -> PoolScores:
+        scorer = Scorer(*pool, num_classes=2, k=10.0, t=0.5, device="cpu")
+        scorer.add_labeled(*first, classes)
+        scorer.add_labeled(*second, more)
+        return scorer.scores(remaining)
+
+    expected = scores()
+    with torch.device("meta"):
+        found = scores()
+    for name in ("similarity", "semantic", "pseudo_class", "distance", "distinctive"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))

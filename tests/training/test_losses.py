@@ -95,3 +95,11 @@ def test_the_docstrings_example():
 def test_too_few_or_an_odd_number_of_rows_is_an_error(rows):
     with pytest.raises(ValueError, match=f"views must be two per instance, of at least two instances; got {rows} rows"):
         nt_xent(torch.ones(rows, 3))
+
+
+def test_everything_is_made_where_the_views_are():
+    """Where tensors without a device would land elsewhere, here on one that holds no data, the loss is the same."""
+    views = unit_rows(8, 3)
+    expected = nt_xent(views)
+    with torch.device("meta"):
+        assert nt_xent(views).item() == expected.item()
