@@ -10,12 +10,14 @@ import contextlib
 import errno
 import hashlib
 import os
+import pickle
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,8 @@ import train_classifier.main
 from common import checkpoint
 from common.cli import run_cli
 from datasets.index_files import read_index_file
-from tests.bad_input import CACHE, CASES, CKPT, DATA, FIRST, NET, RECORD, SHORT, WORDS
+from tests.bad_input import ARGS, CACHE, CASES, CKPT, DATA, FIRST, MODEL, NET, NPZ, RECORD, SHORT, WORDS
+from tests.hostile import Payload, crafted_pickle, pickled_npy, write_zip
 from utils import read_json
 
 COMMANDS = {
@@ -124,6 +127,50 @@ def test_debug_shows_where_it_comes_from(place, case):
     words = shlex.split(f"{WORDS[CASES[case].command]} {CASES[case].words} --debug")
     with pytest.raises(ValueError, match=CASES[case].pattern):
         run_cli(COMMANDS[CASES[case].command], words)
+
+
+def payload_in(path: str) -> Callable[[Path], object]:
+    """A file that would run code: in a checkpoint's pickle, an archive's array of objects, or as a bare pickle."""
+
+    def write(trace: Path) -> None:
+        thing = Payload(trace)
+        if path.endswith(".npz"):
+            with zipfile.ZipFile(path, "w") as file:
+                for name in ("train_images", "train_labels", "test_images", "test_labels"):
+                    file.writestr(f"{name}.npy", pickled_npy(thing))
+        elif path.endswith(".npy"):
+            Path(path).write_bytes(pickled_npy(thing))
+        elif path.endswith((".model", ".ckpt")):
+            write_zip(Path(path), crafted_pickle({"model": thing}), {})
+        else:
+            Path(path).write_bytes(pickle.dumps(thing, 2))
+
+    return write
+
+
+PAYLOADS = {
+    MODEL: ("active", ""),
+    "model/distinctive/last.model": ("active", ""),
+    ARGS: ("active", ""),
+    "cache/semantic.npy": ("active", CACHE),
+    "cache/semantic.json": ("active", CACHE),
+    CKPT: ("contrast", f"{SHORT} --resume_path model/semantic --logdir model/semantic"),
+    "data.npz": ("contrast", NPZ),
+    FIRST: ("classifier", ""),
+    "classifier/results.csv": ("classifier", "--out_path classifier"),
+    RECORD: ("reproduce", ""),
+    "whole/semantic/last.ckpt": ("reproduce", ""),
+    "query/cycle_2.json": ("summary", ""),
+}
+
+
+@pytest.mark.parametrize("path", PAYLOADS)
+def test_no_command_executes_what_a_file_holds(place, capsys, tmp_path, path):
+    trace, (command, words) = tmp_path / "executed", PAYLOADS[path]
+    payload_in(path)(trace)
+    assert status_of(command, shlex.split(f"{WORDS[command]} {words}")) == 2
+    assert Path(path).name in the_line(capsys)
+    assert not trace.exists()
 
 
 # The environment fails

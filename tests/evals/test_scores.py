@@ -346,8 +346,8 @@ def test_too_few_labeled_images_are_named_with_what_helps():
     with pytest.raises(InputError) as caught:
         distinctive_distance(nearest)
     assert str(caught.value) == (
-        "a target class has 1 labeled image(s) and the distinctive score needs two: raise --initial_budget, take another "
-        "--split_seed, or use --strategy semantic"
+        "a target class has 1 labeled image(s) and the distinctive score needs two: raise --initial_budget, take "
+        "another --split_seed, or use --strategy semantic"
     )
 
 
