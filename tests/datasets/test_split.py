@@ -1,5 +1,6 @@
 """datasets/split.py: the protocol index for index, annotation, and what is refused."""
 
+import dataclasses
 import hashlib
 import math
 import random
@@ -471,3 +472,10 @@ def test_annotate_tells_what_is_wrong(split):
         with pytest.raises(InputError) as caught:
             split.annotate(np.asarray(asked), labels)
         assert str(caught.value) == message
+
+
+def test_lists_of_nothing_are_whole_numbers_too(split):
+    """NumPy makes an empty list one of floats, which cannot index images."""
+    nothing = np.empty(0, dtype=np.int64)
+    assert split.class_numbers(nothing).dtype == np.int64
+    assert dataclasses.replace(split, labeled=nothing, unlabeled=nothing).contrast().dtype == np.int64
