@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.cli import mark_speaker
-from common.peers import Peers
+from common.peers import Peers, meet
 from utils import InputError, Interrupted, ProcessLost
 
 T = TypeVar("T")
@@ -69,6 +69,7 @@ def _join(device: torch.device, timeout_minutes: float) -> None:
     try:
         store, number, size = next(dist.rendezvous("env://", timeout=_timeout))
         store.set_timeout(_timeout)
+        store = meet(store, number, size, within=60 * timeout_minutes)
         _peers = Peers(store, number, size)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
@@ -78,7 +79,11 @@ def _join(device: torch.device, timeout_minutes: float) -> None:
             timeout=_timeout,
             device_id=device if on_gpu else None,
         )
-    except (RuntimeError, ValueError) as error:  # torch's errors of a store, a network, or the launcher's environment
+    except (
+        RuntimeError,
+        TimeoutError,
+        ValueError,
+    ) as error:  # torch's of a store, a network, or the launcher's environment
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ProcessLost(
             f"rank {os.environ.get('RANK')} did not meet the other processes at {address} within "

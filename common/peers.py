@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,51 @@ from torch.distributed import PrefixStore, Store
 ANSWER_WITHIN = 5.0  # seconds; a store whose host is stopped does not answer at all
 SIGNS_WITHIN = 2.0  # seconds in which the processes that live notice that one is lost
 LEAVE_WITHIN = 10.0  # seconds in which all leave that have passed the last barrier
+
+
+def meet(store: Store, rank: int, size: int, *, within: float) -> Store:
+    """The part of a store that these processes share with no others; returns once all of them have come.
+
+    Where torchrun restarts its processes, the store and what those before have left in it stay: the addresses of dead
+    processes, at which this torch waits for ever. No variable of the environment tells the restarts apart on all
+    machines. So each process leaves a word of its own, the first one answers with all the words that it finds and a
+    name for the part, until each has found its own word in the answer.
+
+    Args:
+        store: Of the launcher or of the first process.
+        rank: Of this process.
+        size: Number of processes.
+        within: Seconds.
+
+    Raises:
+        TimeoutError: Not all came.
+    """
+    own, end = uuid.uuid4().hex, time.monotonic() + within
+    store.set(f"word/{rank}", own)
+    if rank == 0:
+        name, missing = own, list(range(1, size))
+        while missing:
+            words = [_text(store, f"word/{number}") for number in range(size)]
+            store.set("answer", json.dumps([name, *words]))
+            missing = [number for number in missing if not store.check([f"{name}/heard/{number}"])]
+            _pause(end, missing)
+        return PrefixStore(name, store)
+    while True:
+        name, *words = json.loads(_text(store, "answer") or "[null]")
+        if words[rank : rank + 1] == [own]:
+            store.set(f"{name}/heard/{rank}", "yes")
+            return PrefixStore(name, store)
+        _pause(end, [0])
+
+
+def _text(store: Store, key: str) -> str | None:
+    return store.get(key).decode() if store.check([key]) else None
+
+
+def _pause(end: float, missing: list[int]) -> None:
+    if missing and time.monotonic() > end:
+        raise TimeoutError(f"no word from rank {', '.join(map(str, missing))}")
+    time.sleep(0.02 if missing else 0)
 
 
 class Failure(NamedTuple):
