@@ -123,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if strategy.needs:
             settings |= {"model": model, "simclr_dim": args.simclr_dim, "shift_trans_type": args.shift_trans_type}
         settings |= sources.record()
+        distributed.require_same(sources.record(), "checkpoints or images are not the same at every process")
         files = IndexFolder(folder, data=data, split=split, strategy=args.strategy, settings=settings)
         left = files.resume() if args.resume == "auto" else split
         distributed.require_same(files.summary(), f"the index files in {folder} are not the same at every process")

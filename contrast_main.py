@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
         settings["mismatch"] = split.mismatch
+        distributed.require_same(split.digest, "the data set is not the same at every process")
         check_shift(args.shift_trans_type, data.image_size)
         images, labels = to_device(data.train_images, data.train_labels, device)
         test_images, test_labels = to_device(data.test_images, data.test_labels, device)

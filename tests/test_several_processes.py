@@ -5,9 +5,11 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import active_main
 import contrast_main
 from common import checkpoint, distributed
 from models import ContrastiveEncoder
@@ -136,6 +138,45 @@ def test_the_first_processs_folder_is_the_runs_and_others_need_none(tmp_path, fl
     assert equal(checkpoint.load(own[0] / "last.ckpt")["model"], checkpoint.load(shared[0] / "last.ckpt")["model"])
     assert without_clock(log_lines(own[0])) == without_clock(log_lines(shared[0]))
     assert not own[1].exists()
+
+
+def run_with(words, rank, main, flags, name, values):
+    """A command of which one flag's value is each process's own."""
+    flags = [str(word) for word in flags]
+    flags[flags.index(name) + 1] = str(values[rank])
+    main(flags)
+
+
+def test_other_data_on_one_machine_stop_all_with_one_line(tmp_path, flags, tiny_data):
+    arrays = dict(np.load(tiny_data))
+    arrays["train_labels"] = arrays["train_labels"][::-1]
+    np.savez(tmp_path / "other.npz", **arrays)
+    words = flags("semantic", logdir=tmp_path / "run")
+    ended = run_processes(
+        run_with, tmp_path, contrast_main.main, words, "--data_path", [tiny_data, tmp_path / "other.npz"]
+    )
+    assert [process.status for process in ended] == [2, 2]
+    told = [line for process in ended for line in process.lines]
+    assert len(told) == 1 and "the data set is not the same at every process: rank 0 finds " in told[0], told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_query_of_which_one_machine_sees_the_cycles_stops_with_one_line(tmp_path, tiny_data):
+    words = [
+        "--strategy", "random", "--dataset", "npz", "--data_path", tiny_data, "--target_classes", "0", "1",
+        "--initial_budget", "6", "--mismatch", "0.4", "--target", "2", "--split", "1", "--device", "cpu",
+        "--index_dir", tmp_path / "here",
+    ]  # fmt: skip
+    active_main.main([str(word) for word in words])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
+    words = [*words, "--resume", "auto", "--split", "3"]
+    folders = [tmp_path / "here", tmp_path / "there"]
+    ended = run_processes(run_with, tmp_path, active_main.main, words, "--index_dir", folders)
+    assert [process.status for process in ended] == [2, 2]
+    told = [line for process in ended for line in process.lines]
+    assert len(told) == 1 and "are not the same at every process: rank 0 finds cycles 0 to 1 are in" in told[0], told
+    assert "rank 1 finds no cycle is in" in told[0]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()} == before
 
 
 def answer(words, rank, what):
