@@ -304,3 +304,42 @@ def test_half_precision_features_select_what_their_values_in_float32_do(strategy
     for one, two in zip(*runs):
         assert one.result.indices.tolist() == two.result.indices.tolist()
         assert one.utilities.dtype == torch.float32 and torch.equal(one.utilities, two.utilities)
+
+
+@pytest.mark.parametrize("target", [1, 100, 2500, 4999, 5000])
+def test_a_large_pool_is_selected_from_in_the_order_of_its_utilities(target):
+    """Distinct values in no order, so that a partial sort at a wrong place would miss some of the best."""
+    generator = np.random.default_rng(target)
+    pool, ranks = generator.permutation(10_000)[:5000], generator.permutation(5000)
+    result = select_from(pool.tolist(), ranks[:, None].astype(np.float32).tolist(), target=target)
+    assert result.indices.tolist() == pool[np.argsort(-ranks)][:target].tolist()
+
+
+def test_random_deals_a_random_order_out_to_the_classes_in_turn():
+    """The first images of the order are queried: seeds mean the same as in earlier versions."""
+    pool = list(range(50, 90))
+    order = np.asarray(pool)[np.random.default_rng(6).permutation(40)]
+    result = random_query(pool, 3, 4, seed=6)
+    assert result.indices.tolist() == [*order[0:12:3], *order[1:12:3], *order[2:12:3]]
+
+
+def test_a_strategy_without_scores_has_none_of_their_type():
+    result = random_query(list(range(9)), 2, 2, seed=0)
+    for values in (result.semantic, result.distinctive):
+        assert values.dtype == np.float32 and np.isnan(values).all() and len(values) == 4
+
+
+@pytest.mark.parametrize("name", ["ccal", "semantic", "distinctive"])
+def test_utilities_are_made_where_the_scores_are(name):
+    """Also where tensors without a device would land elsewhere, here on one that holds no data."""
+    scores = PoolScores(
+        similarity=torch.tensor([0.5, 0.9, 0.1]),
+        semantic=torch.tensor([0.0, 1.0, -1.0]),
+        pseudo_class=torch.tensor([1, 0, 1]),
+        distinctive=torch.tensor([[0.25, 0.5], [0.75, 0.0], [1.0, 0.5]]),
+    )
+    inputs = make_inputs([4, 5, 6], 2, scores=scores)
+    with torch.device("meta"):
+        found = STRATEGIES[name].utilities(inputs)
+    assert found.tolist() == STRATEGIES[name].utilities(inputs).tolist()
+    assert (found == NONE).tolist() == [[True, False], [False, True], [True, False]]
