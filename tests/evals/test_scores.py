@@ -11,7 +11,16 @@ import torch
 
 import evals.scores
 from evals.query import QueryInputs, ccal, select
-from evals.scores import Neighbours, PoolScores, Scorer, add_labeled, distinctive_distance, min_max, semantic_score
+from evals.scores import (
+    Neighbours,
+    PoolScores,
+    Scorer,
+    add_labeled,
+    blocks,
+    distinctive_distance,
+    min_max,
+    semantic_score,
+)
 from utils import InputError
 
 
@@ -375,3 +384,54 @@ def test_scores_are_computed_where_they_are_told_to_be():
         found = scores()
     for name in ("similarity", "semantic", "pseudo_class", "distance", "distinctive"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+def test_blocks_cover_all_rows_in_order():
+    assert list(blocks(7, 3)) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert list(blocks(6, 3)) == [slice(0, 3), slice(3, 6)]
+    assert list(blocks(2, 3)) == [slice(0, 2)]
+    assert list(blocks(0, 3)) == []
+
+
+def test_the_pool_is_read_in_the_processors_blocks(monkeypatch):
+    asked = []
+    monkeypatch.setattr(evals.scores, "blocks", lambda count, size: asked.append((count, size)) or [slice(0, count)])
+    add_labeled(angles(0, 10), [Neighbours(2, 1, keep=1)], [angles(5)])
+    assert asked == [(2, evals.scores.BLOCK)]
+
+
+def test_tables_and_groups_belong_together():
+    with pytest.raises(ValueError, match="shorter"):
+        add_labeled(angles(0), [Neighbours(1, 1, keep=1)] * 2, [angles(5)])
+
+
+def test_features_in_half_precision_are_compared_in_single():
+    pool, nearest = angles(0, 31, 77), [Neighbours(3, 1, keep=2) for _ in range(2)]
+    add_labeled(pool.half(), nearest[:1], [angles(10, 50).half()])
+    add_labeled(pool.half().float(), nearest[1:], [angles(10, 50).half().float()])
+    assert torch.equal(nearest[0].similarity, nearest[1].similarity)
+    assert nearest[0].similarity.dtype == torch.float32 and nearest[0].position.dtype == torch.int32
+
+
+def test_features_that_lie_elsewhere_come_to_where_the_scores_are():
+    """A device that holds no data stands for a GPU."""
+    nearest = Neighbours(3, 1, keep=1, device="meta")
+    add_labeled(angles(0, 31, 77), [nearest], [angles(10, 50).to("meta")])
+    add_labeled(angles(0, 31, 77), [nearest], [angles(20).to("meta")])
+    assert (nearest.similarity.device.type, len(nearest)) == ("meta", 3)
+    scorer = Scorer(angles(0, 31, 77), None, num_classes=2, k=10.0, t=0.5, device="meta")
+    scorer.add_labeled(angles(10, 50), None, torch.tensor([0, 1]))
+    scores = scorer.scores(torch.tensor([2, 0]))
+    for values in (scores.similarity, scores.semantic, scores.pseudo_class):
+        assert (values.device.type, values.shape) == ("meta", (2,))
+
+
+def test_the_default_step_is_the_papers():
+    normalised = torch.linspace(0, 1, 21)
+    assert torch.equal(semantic_score(normalised), semantic_score(normalised, k=100.0, t=0.9))
+
+
+def test_pseudo_classes_are_whole_numbers():
+    scorer = Scorer(angles(0, 31), None, num_classes=2, k=10.0, t=0.5)
+    scorer.add_labeled(angles(10, 50), None, torch.tensor([1, 0]))
+    assert scorer.scores(torch.arange(2)).pseudo_class.dtype == torch.int64
