@@ -96,7 +96,8 @@ def read_run(folder: Path) -> list[IndexFile]:
 def read_accuracies(path: Path, strategy: str) -> dict[str, list[float]]:
     """Last-epoch accuracies of a strategy by digest of the labeled list, one per seed, from results.csv.
 
-    Where the file holds runs of several settings, those of its last row count; of one seed's runs, the last.
+    Where the file holds runs of several settings, those of its last row count; of one seed's runs, the last. Of one
+    labeled list's rows only those count that are of the same images and labels as its last: labels may be corrected.
 
     Raises:
         InputError: The file is missing or has other columns.
@@ -107,8 +108,10 @@ def read_accuracies(path: Path, strategy: str) -> dict[str, list[float]]:
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline=""), strict=True))
         rows = [row for row in rows if row["strategy"] == strategy]
+        rows = [row for row in rows if all(row[name] == rows[-1][name] for name in CLASSIFIER_SETTINGS)]
+        data = {row["index_digest"]: row.get("data_digest") for row in rows}  # of each list, its last row's
         for row in rows:
-            if all(row[name] == rows[-1][name] for name in CLASSIFIER_SETTINGS):
+            if row.get("data_digest") == data[row["index_digest"]]:
                 accuracies.setdefault(row["index_digest"], {})[row["seed"]] = _accuracy(row["accuracy"])
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(

@@ -54,6 +54,18 @@ def test_the_table_puts_together_what_the_files_hold(tmp_path, capsys):
     assert str(tmp_path / "summary.png") in shown
 
 
+def test_accuracies_of_labels_that_were_corrected_since_do_not_count(tmp_path):
+    """The labeled list of cycle a got other labels after its first two seeds; that of cycle b was not touched."""
+    rows = [
+        ("a", "before", 0, 10), ("a", "before", 1, 20), ("b", "same", 0, 50),
+        ("a", "after", 0, 80), ("b", "same", 1, 60), ("a", "after", 2, 90),
+    ]  # fmt: skip
+    lines = [f"npz,0.5,ccal,proper,9,32,0.1,{seed},{index},{value},{data}" for index, data, seed, value in rows]
+    path = tmp_path / "results.csv"
+    path.write_text("\n".join([HEADER.strip() + ",data_digest", *lines]) + "\n")
+    assert summary.read_accuracies(path, "ccal") == {"a": [80, 90], "b": [50, 60]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
