@@ -151,8 +151,8 @@ def add_limit_args(parser: argparse.ArgumentParser) -> None:
         "--max_minutes",
         type=positive,
         metavar="M",
-        help="save and stop, with exit status 0, within M minutes from when the command has loaded its libraries, which "
-        "takes some seconds (default: no limit); SIGTERM, SIGINT and SIGUSR1 do so at once",
+        help="save and stop, with exit status 0, within M minutes from when the command has loaded its libraries (some "
+        "seconds after its start; default: no limit); SIGTERM, SIGINT and SIGUSR1 do so at once",
     )
 
 
