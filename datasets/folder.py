@@ -67,6 +67,9 @@ def find_form(root: Path) -> Form:
     if annotation and "train" in there:
         raise InputError(f"{root} holds both train/ and {min(annotation)}/: give them a folder each")
     form = ANNOTATION if annotation else BENCHMARK
+    for part in form.parts:
+        if part in there and not (root / part).is_dir():
+            raise InputError(f"{root / part} {_is_what(root / part)}, and must be one with images in it")
     missing = [part for part in form.parts if part not in there and not (form.pool and part == "test")]
     if missing:
         held = ", ".join(shown(name) for name in there[:8]) + (", ..." if len(there) > 8 else "")

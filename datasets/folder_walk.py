@@ -17,12 +17,14 @@ class Found:
     Attributes:
         path: labeled/cat/a.png, say.
         size: In bytes.
-        mtime_ns: When it was last changed.
+        mtime_ns: When it was last changed, as it says itself.
+        ctime_ns: When its content or status was last changed, which programs cannot set.
     """
 
     path: str
     size: int
     mtime_ns: int
+    ctime_ns: int
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Skipped:
 def walk(root: str | os.PathLike, parts: Sequence[str]) -> tuple[list[Found], list[Skipped]]:
     """All files in some subfolders, however deep, part by part and sorted by path within each.
 
-    A link counts as what it leads to if that lies in the folder, too; others are skipped, as are hidden files.
+    A link counts as what it leads to if that lies in the folder, too; others are skipped, as are hidden files. A
+    subfolder itself may be a link to anywhere: whoever put it there meant it.
 
     Args:
         root: The folder.
@@ -45,16 +48,17 @@ def walk(root: str | os.PathLike, parts: Sequence[str]) -> tuple[list[Found], li
     """
     found: list[Found] = []
     skipped: list[Skipped] = []
-    real_root = os.path.realpath(root)
     for part in parts:
-        entries = list(_below(os.fspath(root), part, real_root))
+        entries = list(_below(os.fspath(root), part))
         found += sorted((entry for entry in entries if isinstance(entry, Found)), key=lambda entry: entry.path)
         skipped += sorted((entry for entry in entries if isinstance(entry, Skipped)), key=lambda entry: entry.path)
     return found, skipped
 
 
-def _below(root: str, part: str, real_root: str) -> Iterator[Found | Skipped]:
+def _below(root: str, part: str) -> Iterator[Found | Skipped]:
     """What lies below a subfolder, in any order."""
+    real_root = os.path.realpath(root)
+    inside = (real_root, os.path.realpath(os.path.join(root, part)))
     # With each path the real folders on the way to it, so that links cannot go in circles.
     above_part = frozenset() if part == "." else frozenset([real_root])
     waiting: list[tuple[str, frozenset[str]]] = [(part, above_part)]
@@ -62,12 +66,12 @@ def _below(root: str, part: str, real_root: str) -> Iterator[Found | Skipped]:
         path, above = waiting.pop()
         full = os.path.join(root, path)
         try:
-            if os.path.islink(full) and (problem := _link_problem(full, real_root)):
+            if path != part and os.path.islink(full) and (problem := _link_problem(full, inside)):
                 yield Skipped(path, "link", problem)
                 continue
             status = os.stat(full)
             if stat.S_ISREG(status.st_mode):
-                yield Found(path, status.st_size, status.st_mtime_ns)
+                yield Found(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             elif not stat.S_ISDIR(status.st_mode):
                 yield Skipped(path, "no regular file")
             elif (real := os.path.realpath(full)) in above:
@@ -84,10 +88,10 @@ def _below(root: str, part: str, real_root: str) -> Iterator[Found | Skipped]:
             yield Skipped(path, "unreadable", error.strerror or str(error))
 
 
-def _link_problem(full: str, real_root: str) -> str | None:
+def _link_problem(full: str, inside: Sequence[str]) -> str | None:
     target = os.path.realpath(full)
     if not os.path.exists(target):
         return "leads nowhere"
-    if os.path.commonpath([target, real_root]) != real_root:
+    if not any(os.path.commonpath([target, folder]) == folder for folder in inside):
         return "leads out of the folder"
     return None

@@ -28,7 +28,7 @@ from datasets.folder_walk import Found, Skipped
 from datasets.pictures import CHANGED, Unusable, read_picture, strict_and_quiet
 from utils import InputError, Interrupted, atomic_write, read_json
 
-FORMAT_VERSION = 2  # 1: without a checksum
+FORMAT_VERSION = 3  # 1: without a checksum; 2: without the time of the last change of status
 IMAGES, MANIFEST, LOCK = "images.npy", "manifest.json", "lock"
 CHUNK = 32  # files per task of a thread
 BLOCK = 1024  # images per step when rows are moved
@@ -42,7 +42,7 @@ class Entry:
     Attributes:
         path: Relative to the folder.
         size: In bytes.
-        mtime_ns: When it was last changed.
+        mtime_ns, ctime_ns: When it was last changed, see folder_walk.Found.
         sha256: Of its content; None if it was not read to its end.
         problem: Why it is left out, in a word or two; nothing if it is an image.
         detail: The problem in more words; of an image, what was done to it that one would not expect.
@@ -52,6 +52,7 @@ class Entry:
     path: str
     size: int
     mtime_ns: int
+    ctime_ns: int
     sha256: str | None
     problem: str = ""
     detail: str = ""
@@ -128,10 +129,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _unchanged(root: Path, file: Found, entry: Entry | None) -> bool:
-    if entry is None or (entry.size, entry.mtime_ns) != (file.size, file.mtime_ns):
+    if entry is None or _stamp(entry) != _stamp(file):
         return False
     to_be_had = entry.sha256 is None and entry.problem in TRANSIENT
     return not (to_be_had and os.access(os.path.join(root, file.path), os.R_OK))
+
+
+def _stamp(file: Entry | Found) -> tuple[int, int, int]:
+    """Changes with the file. The first two alone would not: archives and copies give many files one time."""
+    return file.size, file.mtime_ns, file.ctime_ns
 
 
 def _known(folder: Path, size: int) -> dict[str, Entry]:
@@ -263,7 +269,7 @@ def _missing(files: Sequence[Found], entries: dict[str, Entry], choose: Choose) 
     if new:
         return new
     kept, _ = choose(_in_order(files, entries))
-    return [Found(entry.path, entry.size, entry.mtime_ns) for entry in kept if entry.row is None]
+    return [Found(entry.path, *_stamp(entry)) for entry in kept if entry.row is None]
 
 
 def _decode(root: Path, todo: Sequence[Found], out: np.memmap, places: dict[str, int]) -> Generator[Entry, None, None]:
@@ -290,9 +296,10 @@ def _decode_one(root: Path, file: Found, out: np.memmap, place: int) -> Entry:
     try:
         picture = read_picture(os.path.join(root, file.path), out.shape[1])
     except Unusable as error:
-        return Entry(file.path, file.size, file.mtime_ns, error.digest, error.problem, error.detail)
+        return Entry(file.path, *_stamp(file), error.digest, error.problem, error.detail)
     out[place] = picture.pixels
-    return Entry(file.path, picture.size, picture.mtime_ns, picture.digest, detail=picture.note, row=place)
+    stamp = picture.size, picture.mtime_ns, picture.ctime_ns
+    return Entry(file.path, *stamp, picture.digest, detail=picture.note, row=place)
 
 
 def _compact(path: Path, out: np.memmap, places: Sequence[int]) -> None:

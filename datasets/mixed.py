@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.console import log
+from common.console import log, warn
 from datasets.base import Dataset
 from datasets.digits import load_digits
-from datasets.folder import index_others
+from datasets.folder import ANNOTATION, BENCHMARK, index_others
 from datasets.npz import load_npz
 from datasets.split import Split, make_split
 from datasets.torchvision_sets import SOURCES, load_part
@@ -84,7 +84,7 @@ def load_sources(
     sources = []
     for name, other in zip(names, others, strict=True):
         path = Path(other).expanduser()
-        if other == dataset or (other not in NAMES and data_path.resolve().is_relative_to(path.resolve())):
+        if other == dataset or (other not in NAMES and _overlap(path, data_path)):
             raise InputError(f"--others {other} holds the target classes themselves; name other data")
         if other == "digits":
             images = load_digits(other, path).train_images
@@ -98,6 +98,13 @@ def load_sources(
             raise InputError(f"--others {other} is no npz file, no folder, and none of {', '.join(NAMES)}")
         sources.append(Source(name, images))
     return sources
+
+
+def _overlap(other: Path, data_path: Path) -> bool:
+    """Whether a source's images may be the data set's own: it holds the data, or lies in one of a folder's parts."""
+    other, data_path = other.resolve(), data_path.resolve()
+    parts = {part for form in (ANNOTATION, BENCHMARK) for part in form.parts}
+    return data_path.is_relative_to(other) or any(other.is_relative_to((data_path / part).resolve()) for part in parts)
 
 
 def mix(
@@ -144,6 +151,12 @@ def mix(
     for which, source in enumerate(sources):
         images[number == which] = fitted(source.images[place[number == which]], data.image_size)
     names = (data.name, *(source.name for source in sources))
+    copies = number[repeats(images, np.concatenate([data.train_images, data.test_images]))]
+    for which in np.unique(copies):
+        warn(
+            f"{(copies == which).sum()} of the images drawn from {names[1 + which]} are, pixel by pixel, in {data.name}, too"
+            ", and count as others all the same: remove the copies, or name other data"
+        )
     paths = data.paths and (*data.paths, *(f"{names[1 + which]}/{i}" for which, i in zip(number, place)))
     mixed = dataclasses.replace(
         data,
@@ -172,6 +185,12 @@ def mix(
 def counted(data: Dataset, indices: np.ndarray) -> str:
     """How many of some train images are from where, for people."""
     return ", ".join(f"{count} from {name}" for name, count in data.count_by_source(indices).items())
+
+
+def repeats(images: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which of some images (N, H, W, 3) are among known ones (M, H, W, 3), (N,) of bool."""
+    seen = {hashlib.sha256(image.tobytes()).digest() for image in known}
+    return np.asarray([hashlib.sha256(image.tobytes()).digest() in seen for image in images], dtype=bool)
 
 
 def fitted(images: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:

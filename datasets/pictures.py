@@ -47,7 +47,7 @@ class Picture:
         pixels: uint8, (size, size, 3).
         digest: SHA-256 of the file.
         size: Of the file in bytes.
-        mtime_ns: When it was last changed.
+        mtime_ns, ctime_ns: When it was last changed, see folder_walk.Found.
         note: What was done to it that one would not expect, or nothing.
     """
 
@@ -55,6 +55,7 @@ class Picture:
     digest: str
     size: int
     mtime_ns: int
+    ctime_ns: int
     note: str
 
 
@@ -73,7 +74,7 @@ def read_picture(path: str | bytes, size: int) -> Picture:
             pixels, note = decode(content, size)
         except Unusable as error:
             raise Unusable(error.problem, error.detail, digest) from None
-    return Picture(pixels, digest, status.st_size, status.st_mtime_ns, note)
+    return Picture(pixels, digest, status.st_size, status.st_mtime_ns, status.st_ctime_ns, note)
 
 
 def _read(path: str | bytes) -> tuple[io.BytesIO, os.stat_result]:
@@ -94,8 +95,8 @@ def _read(path: str | bytes) -> tuple[io.BytesIO, os.stat_result]:
             after = os.fstat(handle)
     except OSError as error:
         raise Unusable("unreadable", error.strerror or str(error)) from None
-    same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    if not same or content.getbuffer().nbytes != before.st_size:
+    same = [(now.st_size, now.st_mtime_ns, now.st_ctime_ns) for now in (before, after)]
+    if same[0] != same[1] or content.getbuffer().nbytes != before.st_size:
         raise Unusable(CHANGED)
     return content, after
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -251,6 +252,28 @@ def test_the_cache_holds_the_pixels_of_the_path(root):
     for path, image in zip(data.paths, data.train_images):
         assert (image == np.asarray(picture(values[path]))).all(), path
     assert Path(root / ".ccal_cache/32/images.npy").stat().st_size == 128 + 13 * 32 * 32 * 3
+
+
+@pytest.mark.parametrize("part", ["unlabeled", "test", "labeled"])
+def test_a_part_that_is_a_file(root, part):
+    shutil.rmtree(root / part, ignore_errors=True)
+    (root / part).touch()
+    with pytest.raises(InputError, match=f"{part} is no folder, and must be one with images in it"):
+        load(root)
+
+
+def test_a_part_may_be_a_link_to_anywhere(root, tmp_path):
+    """The heap lies on another disk, say; links within it may stay within it, and not leave it."""
+    before = load(root)
+    (root / "unlabeled").rename(tmp_path / "heap")
+    (root / "unlabeled").symlink_to(tmp_path / "heap")
+    put(tmp_path / "elsewhere/secret.png", 93)
+    (tmp_path / "heap/out.png").symlink_to(tmp_path / "elsewhere/secret.png")
+    (tmp_path / "heap/within.png").symlink_to("u1.png")
+    after = load(root)
+    assert after.paths == before.paths
+    assert report(root)["unlabeled/out.png"] == "left out, link: leads out of the folder"
+    assert report(root)["unlabeled/within.png"] == "left out, duplicate: of unlabeled/u1.png"
 
 
 # What is left out

@@ -243,16 +243,32 @@ def test_the_images_are_mapped_and_not_to_be_changed(root):
     check(load(root))
 
 
+def test_a_file_replaced_by_one_of_equal_size_and_time_is_read_again(root, read):
+    """As archives and reproducible exports leave them; bmp files of one shape have one size."""
+    first, second = root / "unlabeled/a.bmp", root / "unlabeled/b.bmp"
+    for path, value in ((first, 40), (second, 200)):
+        Image.fromarray(np.full((32, 32, 3), value, np.uint8)).save(path)
+        os.utime(path, ns=(10**18, 10**18))
+    before = load(root)
+    read.clear()
+    first.write_bytes(second.read_bytes()[:-1] + b"\xc9")
+    os.utime(first, ns=(10**18, 10**18))
+    after = load(root)
+    assert len(read) == 1
+    place = after.paths.index("unlabeled/a.bmp")
+    assert (before.train_images[place].max(), after.train_images[place].min()) == (40, 200)
+
+
 def test_the_manifest_says_what_was_read(root):
     import hashlib
 
     load(root)
     content = json.loads((root / ".ccal_cache/32/manifest.json").read_text())
-    assert content["fields"] == ["path", "size", "mtime_ns", "sha256", "problem", "detail", "row"]
-    path, size, mtime_ns, digest, problem, detail, row = content["files"][4]
+    assert content["fields"] == ["path", "size", "mtime_ns", "ctime_ns", "sha256", "problem", "detail", "row"]
+    path, size, mtime_ns, ctime_ns, digest, problem, detail, row = content["files"][4]
     file = root / path
     assert (path, problem, detail, row) == ("labeled/dog/1.png", "", "", 4)
-    assert (size, mtime_ns) == (file.stat().st_size, file.stat().st_mtime_ns)
+    assert (size, mtime_ns, ctime_ns) == (file.stat().st_size, file.stat().st_mtime_ns, file.stat().st_ctime_ns)
     assert digest == hashlib.sha256(file.read_bytes()).hexdigest()
 
 

@@ -129,6 +129,31 @@ def test_the_target_data_are_no_others(target, tmp_path):
         load_data_and_split("digits", "", mismatch=0.5, others=["digits"])
 
 
+def test_the_target_images_of_a_folder_are_no_others(tmp_path):
+    for number in range(12):
+        path = tmp_path / f"data/{('train', 'test')[number % 2]}/{('cat', 'dog')[number // 2 % 2]}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (32, 32), 10 * number).save(path)
+    for number in range(4):
+        (tmp_path / "data/sky").mkdir(exist_ok=True)
+        Image.new("L", (32, 32), 200 + number).save(tmp_path / f"data/sky/{number}.png")
+    (tmp_path / "link").symlink_to(tmp_path / "data/train/cat")
+    flags = {"mismatch": 0.5, "target_classes": ["cat"], "initial_budget": 1}
+    for other in ("data/train/cat", "data/test", "link", "data", "."):
+        with pytest.raises(InputError, match="holds the target classes themselves"):
+            load_data_and_split("folder", tmp_path / "data", **flags, others=[str(tmp_path / other)])
+    data, split = load_data_and_split("folder", tmp_path / "data", **flags, others=[str(tmp_path / "data/sky")])
+    assert data.count_by_source(split.unlabeled) == {"folder": 2, "sky": 2}
+
+
+def test_copies_of_the_target_data_are_counted_in_a_warning(target, tmp_path, capsys):
+    """Of the 20 others all are drawn; 6 of them (pixels 30 .. 35) are in the data set, too."""
+    load(target, [str(write_npz(tmp_path / "heap.npz", count=20, first=30))])
+    assert "warning: 6 of the images drawn from heap are, pixel by pixel, in npz, too" in capsys.readouterr().out
+    load(target, [str(write_npz(tmp_path / "other.npz", count=20, first=50))])
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_flags_without_their_purpose(target):
     with pytest.raises(InputError, match="--others_path x is for --others"):
         load_data_and_split("npz", target, **FLAGS, others_path="x")
