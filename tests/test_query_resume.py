@@ -305,10 +305,10 @@ def interrupt_at(monkeypatch, number: signal.Signals, *, cycle: int) -> None:
         return
     write = index_folder.write_index_file
 
-    def stop_and_write(folder, content):
+    def stop_and_write(folder, content, **more):
         if content.cycle == cycle:
             signal.raise_signal(number)
-        return write(folder, content)
+        return write(folder, content, **more)
 
     monkeypatch.setattr(index_folder, "write_index_file", stop_and_write)
 
