@@ -77,11 +77,11 @@ def write_report(
         features: ``auto``, ``kept`` or ``extract``.
         device: For features and scores.
     """
-    pools = [
-        Pool(f"run{number}", run, query, gather(run, query, data_path=data_path, features=features, device=device))
-        for number, run in enumerate(runs, start=1)
-        if (query := run.main_query)
-    ]
+    pools = []
+    for number, run in enumerate(runs, start=1):
+        if query := run.main_query:
+            material = gather(run, query, data_path=data_path, features=features, device=device)
+            pools.append(Pool(f"run{number}", run, material.query or query, material))
     sections = make_sections(runs, pools)
     names = ", ".join(run.name for run in runs)
     text = page_html(f"CCAL report: {names}", lead(runs), sections)

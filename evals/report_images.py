@@ -36,7 +36,7 @@ def histogram_section(pools: Sequence[Pool]) -> Section:
             continue
         if pool.material.source:
             section.say(f"Scores {pool.material.source}.")
-        for note in pool.material.notes:
+        for note in [*pool.material.notes, *pool.material.lost]:
             section.miss(note)
         table = quantile_table(pool)
         section.figures([histogram_figure(pool, cycle, table) for cycle in evenly(cycles, SHOWN_CYCLES)])
@@ -161,6 +161,8 @@ def image_section(pools: Sequence[Pool]) -> Section:
         if pool.material.data is None:
             section.miss(f"No images: {pool.material.why['data']}.")
             continue
+        for note in pool.material.lost:
+            section.miss(note)
         for content in evenly(pool.query.cycles, SHOWN_CYCLES):
             section.head(f"Cycle {content.cycle}", 4)
             for name, pictures in image_rows(pool, content.cycle).items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import time
 from collections.abc import Callable
@@ -14,21 +13,24 @@ import numpy as np
 import torch
 
 from common.acceleration import Precision
-from common.checkpoint import ARGS_FILE, MODEL_FILE
+from common.checkpoint import MODEL_FILE
 from common.console import log
 from datasets import Dataset, Split, load_data_and_split
 from datasets.torchvision_sets import without_downloads
 from evals.banks import Sources, default_batch, kept_features, load_encoder, with_shift
-from evals.feature_cache import narrowed
+from evals.feature_cache import image_digest, narrowed
 from evals.features import Extraction, FeatureBank, extract_features
 from evals.query import STRATEGIES
-from evals.report_data import EncoderRun, Query, Run, read_encoder
+from evals.report_data import Query, Run
+from evals.report_encoders import data_settings, encoder_of
+from evals.report_located import found_again, names_images
 from evals.report_scores import PoolCycle, Truth, known_truth, read_scores, replay
 from models.transform_layers import SHIFT_COUNTS, Augmentation
 from utils import InputError
 
 AUTO_SECONDS = 60  # of extraction, at most, without --features extract
 TRIAL_IMAGES = 32
+FOLDER_CHANGED = "The folder has changed since a query was made: these are the scores over the images that it holds now"
 
 
 @dataclass
@@ -43,7 +45,9 @@ class Material:
         source: Where the scores come from.
         truth: What is known of the images.
         why: What is missing (``data``, ``features``, ``scores``), and for which reason.
-        notes: Sentences on what was found.
+        notes: Sentences on the scores.
+        lost: Sentences on images that are gone.
+        query: The query with the numbers that images and classes have in ``data``; None without that.
     """
 
     data: Dataset | None = None
@@ -54,6 +58,8 @@ class Material:
     truth: Truth = field(default_factory=lambda: Truth(*np.empty((2, 0), dtype=np.int64)))
     why: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    query: Query | None = None
 
 
 def gather(run: Run, query: Query, *, data_path: str | None, features: str, device: torch.device) -> Material:
@@ -68,6 +74,7 @@ def gather(run: Run, query: Query, *, data_path: str | None, features: str, devi
     """
     material = Material()
     _attempt(material, "data", lambda: _load_data(material, run, query, data_path))
+    query = material.query or query
     if query.strategy in STRATEGIES and STRATEGIES[query.strategy].needs:
         _attempt(material, "features", lambda: _load_features(material, run, query, features, device))
         _attempt(material, "scores", lambda: _load_scores(material, query, device))
@@ -88,26 +95,24 @@ def _attempt(material: Material, what: str, load: Callable[[], None]) -> None:
 
 
 def _load_data(material: Material, run: Run, query: Query, data_path: str | None) -> None:
-    digest = query.files[-1].split_digest
-    encoders = [*run.encoders, *encoders_outside(query)]
-    records = [encoder.arguments for encoder in encoders if encoder.record.get("split_digest") == digest]
-    if not records:
-        raise InputError(
-            f"{run.folder} has no args.json of an encoder of this split, so where its images are is unknown"
-        )
-    record = records[0]
+    digest, named = query.files[-1].split_digest, names_images(query.files)
+    record = data_settings(run, query, data_path)
     place = Path(data_path or record["data_path"]).expanduser()
     accepted = {*inspect.signature(load_data_and_split).parameters} - {"name", "data_path"}
     settings = {name: record[name] for name in accepted if name in record}
     with without_downloads():
         data, split = load_data_and_split(record["dataset"], place, **settings)
+    if named:  # people may change the folder as they label
+        material.query, material.lost = found_again(query, data)
+        material.data, material.split = data, split
+        return
     if split.digest != digest:
         raise InputError(f"{place} gives another split than this run's: other images; give --data_path")
     last = query.files[-1]
-    named = [*last.labeled, *last.set_aside, *(image for content in query.files for image in content.queried)]
-    if max(named) >= len(data.train_labels):
+    images = [*last.labeled, *last.set_aside, *(image for content in query.files for image in content.queried)]
+    if max(images) >= len(data.train_labels):
         raise InputError(f"the index files name images that {place} does not have")
-    material.data, material.split = data, split
+    material.data, material.split, material.query = data, split, query
 
 
 def _load_features(material: Material, run: Run, query: Query, features: str, device: torch.device) -> None:
@@ -130,7 +135,12 @@ def _load_features(material: Material, run: Run, query: Query, features: str, de
     trained_by = {name: encoder_of(run, query, name) for name in STRATEGIES[query.strategy].needs}
     paths = {name: encoder.folder / MODEL_FILE for name, encoder in trained_by.items()}
     sources = Sources.of(paths, data.train_images, indices)
-    check_sources(sources, settings)
+    if names_images(query.files):
+        check_sources(sources, {**settings, "images_digest": sources.images_digest})  # images may come and go
+        if any(content.settings.get("images_digest") != sources.images_digest for content in query.cycles):
+            material.notes.append(FOLDER_CHANGED)
+    else:
+        check_sources(sources, settings)
     found: dict[str, FeatureBank] = {}
     for name, trained in trained_by.items():
         shift = trained.arguments["shift_trans_type"]
@@ -163,37 +173,6 @@ def check_sources(sources: Sources, settings: dict[str, Any]) -> None:
         raise InputError(f"{', '.join(changed)} is not what the query was made with any more")
     if settings.get("images_digest", sources.images_digest) != sources.images_digest:
         raise InputError("the images are not what the query was made with any more; give --data_path")
-
-
-def encoders_outside(query: Query) -> list[EncoderRun]:
-    """The encoders whose checkpoints a query's settings name, as far as they are still there."""
-    named = query.files[0].settings.get("checkpoints")
-    paths = [Path(path) for path in named.values() if isinstance(path, str)] if isinstance(named, dict) else []
-    found = []
-    for path in paths:
-        if path.name == MODEL_FILE and path.is_file() and (path.parent / ARGS_FILE).is_file():
-            with contextlib.suppress(InputError):
-                found.append(read_encoder(path.parent, str(path.parent), []))
-    return found
-
-
-def encoder_of(run: Run, query: Query, mode: str) -> EncoderRun:
-    """The encoder that a query used: the one that it names, or the run's only one.
-
-    Raises:
-        InputError: The run has none, or several; or the checkpoint was not kept.
-    """
-    digest = query.files[-1].split_digest
-    own = [encoder for encoder in run.encoders if encoder.mode == mode and encoder.record.get("split_digest") == digest]
-    own = [encoder for encoder in own if (encoder.folder / MODEL_FILE).is_file()]
-    outside = [encoder for encoder in encoders_outside(query) if encoder.mode == mode]
-    same = [encoder for encoder in own for named in outside if encoder.folder.samefile(named.folder)]
-    if same or len(own) == 1:
-        return (same or own)[0]
-    if not own and outside:
-        return outside[0]
-    many = "several checkpoints" if own else "no checkpoint"
-    raise InputError(f"{run.folder} holds {many} ({MODEL_FILE}) of the {mode} encoder of {query.name}")
 
 
 def find_kept(
@@ -253,9 +232,19 @@ def _extract(
     return FeatureBank(indices, narrowed(bank.features, dtype))
 
 
+def _numbers_hold(material: Material, query: Query) -> bool:
+    """Whether an image's number in kept scores is that in the index files as they are now."""
+    if not names_images(query.files):
+        return True
+    made = {content.settings.get("images_digest") for content in query.cycles}
+    if material.data is None:
+        return len(made) == 1 and len({content.split_digest for content in query.files}) == 1
+    return made == {image_digest(material.data.train_images, np.arange(len(material.data.train_labels)))}
+
+
 def _load_scores(material: Material, query: Query, device: torch.device) -> None:
     kept = [query.folder / "scores" / f"cycle_{content.cycle}.npz" for content in query.cycles]
-    if kept and all(path.is_file() for path in kept):
+    if kept and all(path.is_file() for path in kept) and _numbers_hold(material, query):
         try:
             material.cycles = [read_scores(*pair) for pair in zip(kept, query.cycles, strict=True)]
             material.source = "as --save_score kept them"

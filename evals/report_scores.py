@@ -111,19 +111,29 @@ def replay(
         InputError: The files do not follow from each other.
     """
     settings, strategy = files[0].settings, STRATEGIES[files[0].strategy]
-    count, bank = len(split.target_classes), next(iter(banks.values()))
+    count, bank = len(files[0].target_classes), next(iter(banks.values()))
     parts = [banks[name].features if name in banks else None for name in ("semantic", "distinctive")]
-    scorer = Scorer(*parts, num_classes=count, k=settings["k"], t=settings["t"], device=device)
-    pool, labeled = split.unlabeled, np.empty(0, dtype=np.int64)
+    scorer, labeled, scored = None, *np.empty((2, 0), dtype=np.int64)
+    everything = np.union1d(split.unlabeled, [image for content in files for image in content.queried]).astype(np.int64)
+    pool = split.unlabeled
     for before, content in itertools.pairwise(files):
         known = np.asarray(before.labeled, dtype=np.int64)
         queried = np.asarray(content.queried, dtype=np.int64)
-        if not np.array_equal(known[: len(labeled)], labeled) or len(np.setdiff1d(queried, pool)):
+        classes = labeled_classes(before, data, split)
+        follows = np.array_equal(known[: len(labeled)], labeled) and np.array_equal(classes[: len(scored)], scored)
+        if before.files is not None:  # a person may take back or correct labels, and images may move within the folder
+            pool = np.setdiff1d(everything, [*before.labeled, *before.set_aside])
+            if len(np.unique(classes)) < count:
+                raise InputError(f"a class has no labeled image before cycle {content.cycle} (any more)")
+        if (before.files is None and not follows) or len(np.setdiff1d(queried, pool)):
             raise InputError(f"the labeled images of cycle {content.cycle} do not follow from those before it")
+        if scorer is None or not follows:
+            scorer = Scorer(*parts, num_classes=count, k=settings["k"], t=settings["t"], device=device)
+            labeled = labeled[:0]
         new = known[len(labeled) :]
         features = [banks[name].of(new) if name in banks else None for name in ("semantic", "distinctive")]
-        classes = labeled_classes(before, data, split)
         scorer.add_labeled(*features, torch.from_numpy(classes[len(labeled) :]))
+        scored = classes
         labeled = known
         inputs = QueryInputs(
             pool=pool,

@@ -17,7 +17,8 @@ from evals.cycles import best_utility, query_cycles
 from evals.features import FeatureBank
 from evals.query import STRATEGIES
 from evals.report_data import EncoderRun, Query, Run
-from evals.report_pool import Material, encoder_of, gather
+from evals.report_encoders import encoder_of
+from evals.report_pool import Material, gather
 from evals.report_scores import OTHER, TARGET, UNKNOWN, Truth, known_truth, read_scores, replay
 from utils import InputError
 
