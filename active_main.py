@@ -143,6 +143,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             for name in strategy.needs
         }
+        if cache and encoders and cache.resolve() != folder.resolve():
+            require_writable(cache, "--feature_cache")
+            locks.enter_context(folder_lock(cache))  # another query must not replace the features while they are read
         banks = feature_banks(
             encoders,
             data.train_images,

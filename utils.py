@@ -160,6 +160,28 @@ def memory_size() -> int:
     return min(limits)
 
 
+def read_regular(path: str | os.PathLike, *, limit: int | None = None) -> bytes:
+    """The content of a regular file; a pipe would be waited for, and a device may have no end.
+
+    Args:
+        path: The file.
+        limit: The most bytes that it may have; by default a share of memory.
+
+    Raises:
+        InputError: It is missing, too large, or no regular file.
+    """
+    limit = memory_size() // JSON_SHARE if limit is None else limit
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} is no regular file; restore it or write it again")
+    if found.st_size > limit:
+        raise InputError(f"{path} has {found.st_size} bytes and such a file has {limit} at most; write it again")
+    return Path(path).read_bytes()
+
+
 def read_json(path: str | os.PathLike, *, limit: int | None = None) -> Any:
     """Reads a JSON file.
 
@@ -171,18 +193,8 @@ def read_json(path: str | os.PathLike, *, limit: int | None = None) -> Any:
     Raises:
         InputError: The file is missing, too large, or no JSON.
     """
-    if limit is None:
-        limit = memory_size() // JSON_SHARE
     try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise InputError(f"{path} is no regular file; restore it or write it again")
-    if found.st_size > limit:
-        raise InputError(f"{path} has {found.st_size} bytes and such a file has {limit} at most; write it again")
-    try:
-        return json.loads(Path(path).read_bytes().decode())
+        return json.loads(read_regular(path, limit=limit).decode())
     except (ValueError, RecursionError) as error:  # no text, no JSON, a number too long, or nested too deep
         raise InputError(f"{path} is not valid JSON ({error}); restore it or write it again") from None
 
@@ -223,9 +235,10 @@ class RunLog:
 
     def _keep(self, done: int) -> None:
         # What is no text is no line of an epoch: it goes, as a line does that a kill cut short.
-        lines = self._path.read_bytes().decode(errors="replace").splitlines() if self._path.exists() else []
+        there = os.path.lexists(self._path)
+        lines = read_regular(self._path).decode(errors="replace").splitlines() if there else []
         kept = [line for line in lines if _epoch_of(line) <= done]
-        if len(kept) != len(lines):
+        if len(kept) != len(lines) or self._path.is_symlink():  # lines must not go where a link leads
             with atomic_write(self._path) as file:
                 file.write("".join(line + "\n" for line in kept).encode())
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from common.console import warn
 from common.safe_checkpoint import Refused, check_checkpoint
 from common.safe_files import SMALL_JSON, check_fields, is_text
-from utils import InputError, atomic_write, read_json, write_json
+from utils import InputError, atomic_write, memory_size, read_json, read_regular, write_json
 
 MODEL_FILE = "last.model"
 RESUME_FILE = "last.ckpt"
@@ -106,7 +106,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist; train it with contrast_main.py or name another")
-    file, sealed = io.BytesIO(path.read_bytes()), _is_sealed(path)
+    # Three times: the file, what follows its seal, and the tensors.
+    file, sealed = io.BytesIO(read_regular(path, limit=memory_size() // 3)), _is_sealed(path)
     try:
         if sealed:
             seal, payload = file.readline(), file.read()

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -74,7 +75,7 @@ def _take(path: Path, *, patience: float) -> int | None:
     """The open, locked file; None where the file system knows no locks."""
     end = time.monotonic() + patience
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = _open(path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -101,6 +102,22 @@ def _take(path: Path, *, patience: float) -> int | None:
         os.pwrite(handle, json.dumps(_own()).encode(), 0)
     except OSError:  # a full disk: the lock holds all the same, and writing what matters will tell
         pass
+    return handle
+
+
+def _open(path: Path) -> int:
+    """The file, made if need be; whatever else lies under its name is left as it is."""
+    try:
+        # A link would lead out of the folder, and a pipe would wait for its other end.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise InputError(f"{path} is no regular file; remove it, or give another folder") from None
+        raise
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(handle)
+        raise InputError(f"{path} is no regular file of its own; remove it, or give another folder")
     return handle
 
 

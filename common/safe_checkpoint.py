@@ -139,6 +139,11 @@ def _check_tensor(storage: Any, offset: Any, size: Any, stride: Any) -> _Tensor:
     return _Tensor()
 
 
+def _check_keys(keys: list[Any]) -> None:
+    if any(type(key) not in (str, int) for key in keys):
+        raise Refused("a key in it is neither text nor a whole number")
+
+
 class _Walker(pickle._Unpickler):  # the one in C makes room for as many objects as a file claims to have
     """Goes through a pickle and makes nothing but numbers, text and containers.
 
@@ -146,16 +151,37 @@ class _Walker(pickle._Unpickler):  # the one in C makes room for as many objects
         storages: Bytes of each tensor's data, by key.
     """
 
-    # A bytearray is made at the length that the file claims; the others refer to objects outside of the file.
+    # A bytearray is made at the length that the file claims; the extensions refer to objects outside of the file; and
+    # a set hashes what is put into it, which takes 2^n steps for a tuple of a tuple ... of the same one, n deep.
     dispatch = {  # noqa: RUF012
         operation: step
         for operation, step in pickle._Unpickler.dispatch.items()
-        if bytes([operation]) not in (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4)
-    }
+        if bytes([operation])
+        not in (
+            pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.EMPTY_SET,
+            pickle.FROZENSET, pickle.ADDITEMS,
+        )
+    }  # fmt: skip
 
     def __init__(self, file: Any) -> None:
         super().__init__(file, encoding="utf-8")
         self.storages: dict[str, int] = {}
+
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_dict()
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2")}

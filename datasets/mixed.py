@@ -154,8 +154,8 @@ def mix(
     copies = number[repeats(images, np.concatenate([data.train_images, data.test_images]))]
     for which in np.unique(copies):
         warn(
-            f"{(copies == which).sum()} of the images drawn from {names[1 + which]} are, pixel by pixel, in {data.name}, too"
-            ", and count as others all the same: remove the copies, or name other data"
+            f"{(copies == which).sum()} of the images drawn from {names[1 + which]} are, pixel by pixel, in "
+            f"{data.name}, too, and count as others all the same: remove the copies, or name other data"
         )
     paths = data.paths and (*data.paths, *(f"{names[1 + which]}/{i}" for which, i in zip(number, place)))
     mixed = dataclasses.replace(

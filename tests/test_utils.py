@@ -327,3 +327,23 @@ def test_run_log_disabled_writes_nothing(tmp_path):
     run_log.write(1, {"loss": 1.0})
     run_log.close()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_run_log_refuses_what_is_no_file(tmp_path, kind):
+    """A pipe would be waited for, for ever."""
+    path = tmp_path / "log.jsonl"
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    with pytest.raises(InputError, match="log.jsonl is no regular file"):
+        RunLog(tmp_path)
+
+
+def test_run_log_does_not_follow_a_link(tmp_path):
+    other = tmp_path / "other"
+    other.write_text('{"epoch": 1}\n')
+    (tmp_path / "log.jsonl").symlink_to(other)
+    log = RunLog(tmp_path, done=1)
+    log.write(2, {"loss": 0.5})
+    log.close()
+    assert other.read_text() == '{"epoch": 1}\n'
+    assert (tmp_path / "log.jsonl").read_text() == '{"epoch": 1}\n{"epoch": 2, "loss": 0.5}\n'

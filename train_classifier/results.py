@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import InputError, atomic_write
+from utils import InputError, atomic_write, read_regular
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ def read_rows(path: Path) -> list[Row]:
         InputError: The file is damaged or has other columns.
     """
     try:
-        text = path.read_bytes().decode()
+        if not path.exists():
+            return []
+        text = read_regular(path).decode()
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except FileNotFoundError:
-        return []
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(_damaged(path, str(error))) from None
     if not lines or tuple(lines[0]) != COLUMNS or not text.endswith("\n"):

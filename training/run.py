@@ -30,6 +30,9 @@ FREE_ON_RESUME = {
     "max_minutes", "no_strict", "others", "others_path", "parallel", "quiet", "resume", "resume_path", "save_step",
     "suffix", "timeout_minutes",
 }  # fmt: skip
+OWN_FILES = (
+    checkpoint.RESUME_FILE, checkpoint.PREVIOUS_FILE, checkpoint.MODEL_FILE, checkpoint.ARGS_FILE, LOG_FILE,
+)  # fmt: skip
 SAFETY = 1.5  # of the time that saving has taken, kept free before a time limit
 
 
@@ -79,9 +82,9 @@ def find_run(folder: Path, *, resume: bool) -> bool:
     Raises:
         InputError: There is a run, and it is not to be continued or cannot be.
     """
-    remove_leftovers(folder, "*")
     if _checkpoints(folder):
         if resume:
+            _clear_up(folder)
             return True
         raise InputError(
             f"{folder} already holds a run: continue it with --resume auto, or give another --logdir or --suffix"
@@ -96,12 +99,27 @@ def find_run(folder: Path, *, resume: bool) -> bool:
             f"{folder} holds a run that ended before its first checkpoint: start it again with --resume auto, or give "
             "another --logdir or --suffix"
         )
+    _clear_up(folder)
     return False
+
+
+def _clear_up(folder: Path) -> None:
+    """Removes what a killed run has left half written, and nothing of anybody else's."""
+    for name in OWN_FILES:
+        remove_leftovers(folder, name)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     names = (checkpoint.RESUME_FILE, checkpoint.PREVIOUS_FILE)
     return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _are_arguments(value: Any) -> bool:
+    """Whether they are flags' values: text, numbers, or short lists of them, which a message may quote."""
+    if not isinstance(value, dict):
+        return False
+    parts = [part for entry in value.values() for part in (entry if isinstance(entry, (list, tuple)) else [entry])]
+    return all(isinstance(part, (str, int, float, bool, type(None))) for part in parts)
 
 
 def _is_list_of_states(value: Any) -> bool:
@@ -113,7 +131,7 @@ CONTENT = {
     "model": checkpoint.is_state,
     "optimizers": _is_list_of_states,
     "rng": _is_list_of_states,
-    "arguments": lambda value: isinstance(value, dict),
+    "arguments": _are_arguments,
     "split_digest": is_text,
 }
 
@@ -266,17 +284,41 @@ class Run:
         self.epoch, self._good = content["epoch"], path
         saved = content.get("gathered")  # version 2 was written between epochs only
         if len(content["rng"]) != distributed.world_size():
-            self._change_processes(len(content["rng"]), self._batch_of(content), saved, device)
+            whole = len(content["rng"]) == 1 or bool(content["arguments"].get("global_batch_size"))
+            self._change_processes(len(content["rng"]), self._batch_of(content), saved, device, whole=whole)
             return
         checkpoint.restore_rng(content["rng"][distributed.rank()])
         if saved:
             self.gathered = Gathered.from_state(saved[distributed.rank()], device)
 
     def _change_processes(
-        self, before: int, batch_before: int, gathered: list[dict[str, Any]] | None, device: torch.device
+        self,
+        before: int,
+        batch_before: int,
+        gathered: list[dict[str, Any]] | None,
+        device: torch.device,
+        *,
+        whole: bool,
     ) -> None:
-        """Goes on with another number of processes; each draws from a new stream of its own."""
+        """Goes on with another number of processes; each draws from a new stream of its own.
+
+        Args:
+            before: Processes that saved.
+            batch_before: Images of their steps, all together.
+            gathered: What each of them had gathered.
+            device: Of the encoder.
+            whole: Whether they left an epoch's short last batch out.
+        """
         now, batch, begun = distributed.world_size(), self._batch, bool(gathered and gathered[0]["sizes"])
+        whole_now = now == 1 or bool(self._settings["global_batch_size"])
+        again = f"; epoch {self.epoch + 1} starts again at its first step" if begun else ""
+        if batch == batch_before and whole != whole_now:
+            short = "left out" if whole_now else "trained on"
+            warn(
+                f"the run had {before} process(es) and now has {now}: still {batch} images per step, but the short last "
+                f"batch of an epoch is {short} from now on, and the result will not equal an uninterrupted run's{again}"
+            )
+            return
         if batch == batch_before:
             if begun:
                 self.gathered = Gathered.from_others(gathered, device, batch_size=batch // now)
@@ -289,7 +331,7 @@ class Run:
         warn(
             f"the run had {before} processes and now has {now}: the effective batch is {batch} images instead of "
             f"{batch_before} (--global_batch_size {batch_before} would keep it), and the result will not equal an "
-            "uninterrupted run's" + (f"; epoch {self.epoch + 1} starts again at its first step" if begun else "")
+            f"uninterrupted run's{again}"
         )
 
     def _check(self, path: Path, content: Any) -> None:

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from common.lock import folder_lock
+from common.lock import LOCK_FILE, folder_lock
 from utils import InputError
 
 HOLDER = """
@@ -198,3 +198,24 @@ def test_the_processes_of_one_run_take_it_once_and_stop_together(root, tmp_path,
     assert free == "in ['.lock']"
     assert held.startswith("InputError ") and f"in use by process {first.pid} on" in held
     assert blocked.startswith("NotADirectoryError ")
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "folder"])
+def test_whatever_else_has_the_locks_name_is_left_as_it_is(tmp_path, kind):
+    """Through a link the lock's text would overwrite a file outside of the folder; a pipe would be waited for."""
+    folder, other = tmp_path / "run", tmp_path / "other"
+    folder.mkdir()
+    other.write_text("precious")
+    path = folder / LOCK_FILE
+    if kind == "link":
+        path.symlink_to(other)
+    elif kind == "hard link":
+        path.hardlink_to(other)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(InputError, match=r"\.lock is no regular file"), folder_lock(folder):
+        pass
+    assert other.read_text() == "precious"
+    assert os.path.lexists(path)

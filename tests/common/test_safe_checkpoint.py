@@ -363,3 +363,13 @@ def test_no_lie_takes_memory(tmp_path):
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("end", [b"K\x01s.", b"\x8f(h\x00\x90."], ids=["key", "set"])
+def test_nothing_is_hashed_that_takes_for_ever(tmp_path, never_loads, end):
+    """A tuple of twice the same tuple ... 40 deep: as a key, or in a set, its hash would take 2^40 steps."""
+    nested = b"\x80\x04})" + b"".join(b"q%ch%c\x86" % (level, level) for level in range(40))
+    path = tmp_path / "last.model"
+    write_zip(path, nested + end, {})
+    with pytest.raises(InputError, match="is damaged or no checkpoint"):
+        checkpoint.load(path)
