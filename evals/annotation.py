@@ -6,7 +6,7 @@ One command takes the labels of the query before, if there is one, and makes the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def take_labels(folder: Path, file: Path, state: State, data: Dataset, *, partia
     Raises:
         InputError: See evals.label_csv.read_labels; or no query waits, or the labels contradict those that are in.
     """
-    if _are_in_already(folder, file, state):
+    if _are_in_already(folder, file, state, data):
         log(f"the labels in {file} are in {index_path(folder, state.cycle).name} already")
         return state
     query = state.waiting
@@ -131,11 +131,11 @@ def take_labels(folder: Path, file: Path, state: State, data: Dataset, *, partia
     return State(query.cycle, split, labels, None)
 
 
-def _are_in_already(folder: Path, file: Path, state: State) -> bool:
+def _are_in_already(folder: Path, file: Path, state: State, data: Dataset) -> bool:
     """Whether a csv is of the last cycle whose labels are in, and says the same.
 
     Raises:
-        InputError: It says something else.
+        InputError: It says something else, or more.
     """
     earlier = read_query(folder, state.cycle) if state.cycle else None
     if earlier is None or not is_about(file, earlier.paths):
@@ -147,17 +147,35 @@ def _are_in_already(folder: Path, file: Path, state: State) -> bool:
     names = [content.class_names[number] for number in content.labels]
     known: dict[str, str | None] = {path: name for (path, _), name in zip(content.files["labeled"], names)}
     known |= {path: None for path, _ in content.files["set_aside"]}
-    unused = [path for path in answers if path not in known]
-    if unused:
-        warn(f"{len(unused)} label(s) in {file} are of images that cycle {state.cycle} returned to the pool")
     differs = [path for path, name in answers.items() if path in known and known[path] != name]
     if differs:
         raise InputError(
             f"--labels {file}: the labels of cycle {state.cycle} are in already, and this file says otherwise of "
             f"{len(differs)} image(s), such as {shown(differs[0])} ({answers[differs[0]] or OTHER_LABEL}, not "
-            f"{known[differs[0]] or OTHER_LABEL}); to correct them, move {index_path(folder, state.cycle)} away first"
+            f"{known[differs[0]] or OTHER_LABEL}); {_how_to_take_anew(folder, state, content, answers)}"
         )
+    finder, pool = Finder(data), set(state.split.unlabeled.tolist())
+    digests = {image.path: image.digest for image in earlier.images}
+    unknown = [path for path in answers if path not in known]
+    late = [path for path in unknown if finder.find(path, digests[path]) in pool]
+    if late:
+        raise InputError(
+            f"--labels {file}: the labels of cycle {state.cycle} are in already, without {len(late)} that this file "
+            f"has, such as that of {shown(late[0])}, whose images are in the pool again; "
+            f"{_how_to_take_anew(folder, state, content, answers)}"
+        )
+    if unknown:
+        warn(f"{len(unknown)} label(s) in {file} are of images that are no longer in unlabeled/")
     return True
+
+
+def _how_to_take_anew(folder: Path, state: State, content: IndexFile, answers: Mapping[str, str | None]) -> str:
+    """What to do so that a csv replaces the labels of the last cycle."""
+    later = cycle_folder(folder, state.cycle + 1)
+    moved = f"{index_path(folder, state.cycle)} away" + f", and {later}, whose query followed it," * later.is_dir()
+    lacking = sum(path not in answers for path, _ in content.files["queried"])
+    added = f" with the {lacking} label(s) added that it lacks" if lacking else ""
+    return f"to take what it says, move {moved} and give this file again{added}"
 
 
 def index_file(

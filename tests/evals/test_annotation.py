@@ -241,10 +241,51 @@ def test_partial_returns_the_others_to_the_pool(place, capsys):
     state = place.state(1)
     assert paths_of(state, "queried") == list(half)
     assert (state["metrics"]["unanswered"], state["metrics"]["pool"]) == (3, 19)
-    # The others, filled in later, come too late: they may be asked for again.
-    assert place.run("--labels", str(place.fill_in(answers))) == 0
-    assert "3 label(s)" in capsys.readouterr().out
-    assert place.state(1) == state
+    # What was given may be given again.
+    before = place.snapshot()
+    assert place.run("--labels", filled, "--partial") == 0
+    assert "are in cycle_1.json already" in capsys.readouterr().out
+    assert place.snapshot() == before
+
+
+@pytest.mark.parametrize("more", [[], ["--partial"]])
+def test_labels_that_come_after_partial_ones_are_not_dropped(place, capsys, more):
+    place.run()
+    answers = place.answers(1)
+    place.run("--labels", str(place.fill_in(dict(list(answers.items())[:3]))), "--partial")
+    completed = str(place.fill_in(answers))
+    before = place.snapshot()
+    capsys.readouterr()
+    assert place.run("--labels", completed, *more) == 2
+    error = capsys.readouterr().err
+    later = place.index / "cycle_2"
+    assert f"are in already, without 5 that this file has, such as that of {list(answers)[3]}, whose images" in error
+    assert error.endswith(
+        f"to take what it says, move {place.index / 'cycle_1.json'} away, and {later}, whose query followed it, and "
+        "give this file again\n"
+    )
+    assert error.count("\n") == 1 and place.snapshot() == before
+    # As the message says.
+    (place.index / "cycle_1.json").rename(place.folder / "away.json")
+    later.rename(place.folder / "away")
+    assert place.run("--labels", completed, *more) == 0
+    assert paths_of(place.state(1), "queried") == list(answers)
+    assert "unanswered" not in place.state(1)["metrics"]
+    assert len(place.answers(2)) == 8
+
+
+def test_only_the_labels_that_were_left_out(place, capsys):
+    place.run()
+    answers = list(place.answers(1).items())
+    place.run("--labels", str(place.fill_in(dict(answers[:3]))), "--partial")
+    shutil.rmtree(place.index / "cycle_2")
+    before = place.snapshot()
+    capsys.readouterr()
+    assert place.run("--labels", str(place.fill_in(dict(answers[3:])))) == 2
+    error = capsys.readouterr().err
+    path = place.index / "cycle_1.json"
+    assert f"move {path} away and give this file again with the 3 label(s) added that it lacks\n" in error
+    assert place.snapshot() == before
 
 
 def test_the_last_query_takes_what_is_left(place):
@@ -445,6 +486,8 @@ def test_images_that_are_gone_are_named(place, capsys):
         in said
     )
     assert gone not in paths_of(place.state(1), "labeled")
+    assert place.run("--labels", str(place.fill_in(answers))) == 0
+    assert "1 label(s) in" in (said := capsys.readouterr().out) and "are in cycle_1.json already" in said
 
     later = [path for path, name in answers.items() if name == "dog"][0]
     (place.images / later).unlink()
