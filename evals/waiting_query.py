@@ -73,13 +73,22 @@ def write_query(folder: Path, query: WaitingQuery, picture: Callable[[str], Imag
     keep_filled_table(folder, query.cycle)
     (place / QUERY).unlink(missing_ok=True)
     title = f"cycle {query.cycle}: {len(query.images)} images to label"
-    content = dataclasses.asdict(query)
-    # Where the folder lies tells two runs apart that ask the same.
-    key = hashlib.sha256(json.dumps([str(folder.resolve()), content], sort_keys=True).encode()).hexdigest()
-    write_page(place / PAGE, query.images, query.class_names, picture, cycle=query.cycle, key=f"ccal-{key[:32]}")
+    key = storage_key(folder, query)
+    write_page(place / PAGE, query.images, query.class_names, picture, cycle=query.cycle, key=key)
     write_contact_sheet(place / SHEET, query.images, picture, title=title)
     write_table(place / TABLE, query.images)
-    write_json(place / QUERY, {"format_version": FORMAT_VERSION, **content})
+    write_json(place / QUERY, {"format_version": FORMAT_VERSION, **dataclasses.asdict(query)})
+
+
+def storage_key(folder: Path, query: WaitingQuery) -> str:
+    """Under which name the browser keeps a query's labels: the same where the same images are asked for again.
+
+    The browser keeps labels by the place of their image in the query and the number of their class, so the order
+    counts. How the images were chosen does not. Where the folder lies tells two runs apart that ask the same.
+    """
+    images = [(image.path, image.digest) for image in query.images]
+    asked = json.dumps([str(folder.resolve()), query.cycle, query.class_names, images])
+    return f"ccal-{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
 
 
 def read_query(folder: Path, cycle: int) -> WaitingQuery | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
+import re
 import shlex
 import shutil
 import sys
@@ -21,7 +24,9 @@ from datasets.annotations import OTHER
 from datasets.split import make_split
 from evals.cycles import query_cycles, query_once
 from evals.features import FeatureBank
+from evals.label_csv import Asked
 from evals.query import STRATEGIES
+from evals.waiting_query import WaitingQuery, storage_key
 from models import build_encoder
 from tests.chromium import Tab, running_browser
 from utils import read_json, write_json
@@ -215,6 +220,45 @@ def test_overwrite_queries_anew(place, capsys):
     assert place.run("--overwrite", "--seed", "5") == 0
     assert set(place.answers(1)) != first
     assert place.state(0)["labels"] == [0] * 4 + [1] * 4
+
+
+def key_in(page: Path) -> str:
+    return json.loads(re.search(r'id="query">(.*?)</script>', page.read_text(encoding="utf-8"))[1])["key"]
+
+
+def test_the_same_images_asked_again_find_their_labels_in_the_browser(place):
+    place.run()
+    page, query = place.index / "cycle_1" / "label.html", read_json(place.index / "cycle_1" / "query.json")
+    key = key_in(page)
+    content = place.state(0)
+    write_json(place.index / "cycle_0.json", {**content, "seconds": content["seconds"] + 1})
+    page.unlink()
+    assert place.run() == 0
+    again = read_json(place.index / "cycle_1" / "query.json")
+    assert again["after"] != query["after"] and again["images"] == query["images"]
+    assert key_in(page) == key
+    assert place.run("--overwrite", "--seed", "5") == 0
+    assert key_in(page) != key
+
+
+def test_what_the_browser_keeps_labels_by(tmp_path):
+    """By place and number: what changes neither keeps the key, all that changes one of them changes it."""
+    images = [Asked(f"unlabeled/{n}.png", f"{n}", "cat", 0.5, 0.25, 0.25) for n in range(3)]
+    query = WaitingQuery(2, "before", ["cat", "dog"], "ccal", {"t": 0.9}, 1.5, images)
+    key = storage_key(tmp_path, query)
+    scored_anew = [dataclasses.replace(image, suggestion="dog", joint=1, semantic=0, distinctive=1) for image in images]
+    for same in ({"after": "other"}, {"seconds": 2.5}, {"images": scored_anew}):
+        assert storage_key(tmp_path, dataclasses.replace(query, **same)) == key
+    for other in (
+        {"cycle": 3},
+        {"class_names": ["dog", "cat"]},
+        {"images": images[::-1]},
+        {"images": images[:2]},
+        {"images": [dataclasses.replace(images[0], digest="9"), *images[1:]]},
+        {"images": [dataclasses.replace(images[0], path="unlabeled/9.png"), *images[1:]]},
+    ):
+        assert storage_key(tmp_path, dataclasses.replace(query, **other)) != key
+    assert storage_key(tmp_path / "elsewhere", query) != key
 
 
 def test_overwrite_keeps_what_somebody_has_filled_in(place, capsys):
