@@ -320,7 +320,12 @@ def add_query_args(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where cycle_N.json is written (default: train_classifier/get_index_<mismatch>/<dataset>)",
     )
-    group.add_argument("--overwrite", action="store_true", help="replace the index files of an earlier query")
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the index files of an earlier query; with --annotate, keep them and make the query that waits "
+        "for its labels anew",
+    )
 
 
 def add_annotation_args(parser: argparse.ArgumentParser) -> None:

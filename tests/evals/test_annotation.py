@@ -217,9 +217,11 @@ def test_a_query_that_was_cut_short_is_made_by_the_next_command(place):
 def test_overwrite_queries_anew(place, capsys):
     place.run()
     first = set(place.answers(1))
+    initial = (place.index / "cycle_0.json").read_bytes()
     assert place.run("--overwrite", "--seed", "5") == 0
     assert set(place.answers(1)) != first
-    assert place.state(0)["labels"] == [0] * 4 + [1] * 4
+    # As the help says: the index files stay.
+    assert (place.index / "cycle_0.json").read_bytes() == initial
 
 
 def key_in(page: Path) -> str:
@@ -259,6 +261,13 @@ def test_what_the_browser_keeps_labels_by(tmp_path):
     ):
         assert storage_key(tmp_path, dataclasses.replace(query, **other)) != key
     assert storage_key(tmp_path / "elsewhere", query) != key
+
+
+def test_the_help_of_overwrite_says_what_it_does_with_annotate(capsys):
+    with pytest.raises(SystemExit):
+        run_cli(active_main.main, ["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "with --annotate, keep them and make the query that waits for its labels anew" in said
 
 
 def test_overwrite_keeps_what_somebody_has_filled_in(place, capsys):
