@@ -131,10 +131,15 @@ def decode(content: io.BytesIO, size: int) -> tuple[np.ndarray, str]:
                 raise _damaged(error) from None
 
 
-def read_thumbnail(path: str | os.PathLike, side: int) -> Image.Image | None:
-    """The whole image of a file, uncropped, brought to at most ``side`` pixels; None if it cannot be read any more."""
+def read_thumbnail(path: str | os.PathLike, side: int, *, digest: str) -> Image.Image | None:
+    """The whole image of a file, uncropped, brought to at most ``side`` pixels.
+
+    None if it cannot be read any more, or its SHA-256 is another by now: then it may show something else.
+    """
     try:
         content, _ = _read(os.fspath(path))
+        if hashlib.sha256(content.getbuffer()).hexdigest() != digest:
+            return None
         with strict_and_quiet(), content, Image.open(content, formats=FORMATS) as image:
             if image.format == "JPEG":
                 image.draft(image.mode, (2 * side, 2 * side))

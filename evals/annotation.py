@@ -262,10 +262,11 @@ def ask(
         seconds=round(cycle.seconds, 3),
         images=asked_images(data, cycle, names),
     )
-    pixels = {data.paths[image]: data.train_images[image] for image in cycle.result.indices}
+    numbers = {data.paths[image]: image for image in cycle.result.indices}
 
     def picture(path: str) -> Image.Image:
-        return read_thumbnail(root / path, THUMBNAIL) or Image.fromarray(np.array(pixels[path]))
+        whole = read_thumbnail(root / path, THUMBNAIL, digest=data.digests[numbers[path]])
+        return whole or Image.fromarray(np.array(data.train_images[numbers[path]]))  # as it was scored
 
     distributed.barrier()  # every process has read the folder before the first one writes
     if distributed.is_main():

@@ -1,5 +1,6 @@
 """Image files of every kind: what their pixels become, and why some are left out."""
 
+import hashlib
 import io
 import os
 import struct
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from datasets import pictures
-from datasets.pictures import Unusable, decode, read_picture, strict_and_quiet, to_square
+from datasets.pictures import Unusable, decode, read_picture, read_thumbnail, strict_and_quiet, to_square
 
 
 def drawn(width, height, channels=3):
@@ -244,3 +245,15 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures.os, "fstat", fstat)
     error = refused(path)
     assert (error.problem, error.digest) == ("changed while it was read", None)
+
+
+def test_a_thumbnail_is_of_the_content_that_is_meant_or_none(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (40, 20), (10, 20, 30)).save(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    whole = read_thumbnail(path, 16, digest=digest)
+    assert whole.size == (16, 8) and whole.getpixel((3, 3)) == (10, 20, 30)
+    Image.new("RGB", (40, 20), (200, 20, 30)).save(path)
+    assert read_thumbnail(path, 16, digest=digest) is None
+    path.unlink()
+    assert read_thumbnail(path, 16, digest=digest) is None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import dataclasses
+import io
 import json
 import re
 import shlex
@@ -22,6 +24,7 @@ from common.cli import run_cli
 from datasets import load_data_and_split
 from datasets.annotations import OTHER
 from datasets.split import make_split
+from evals import annotation
 from evals.cycles import query_cycles, query_once
 from evals.features import FeatureBank
 from evals.label_csv import Asked
@@ -224,8 +227,12 @@ def test_overwrite_queries_anew(place, capsys):
     assert (place.index / "cycle_0.json").read_bytes() == initial
 
 
+def content_of(page: Path) -> dict:
+    return json.loads(re.search(r'id="query">(.*?)</script>', page.read_text(encoding="utf-8"))[1])
+
+
 def key_in(page: Path) -> str:
-    return json.loads(re.search(r'id="query">(.*?)</script>', page.read_text(encoding="utf-8"))[1])["key"]
+    return content_of(page)["key"]
 
 
 def test_the_same_images_asked_again_find_their_labels_in_the_browser(place):
@@ -512,6 +519,27 @@ def test_a_damaged_query_file(place, capsys, text):
 
 
 # The folder of images changes in between
+
+
+def test_the_page_shows_what_was_scored_though_a_file_is_replaced_meanwhile(place, monkeypatch):
+    asked_images, replaced, scored = annotation.asked_images, [], {}
+
+    def replace_first(*args):
+        asked = asked_images(*args)
+        for item in asked:
+            with Image.open(place.images / item.path) as image:
+                scored[item.path] = np.array(image)
+        replaced.append(asked[0].path)
+        Image.new("RGB", (64, 48), "red").save(place.images / asked[0].path)
+        return asked
+
+    monkeypatch.setattr(annotation, "asked_images", replace_first)
+    assert place.run() == 0
+    shown = {item["path"]: item["image"] for item in content_of(place.index / "cycle_1" / "label.html")["items"]}
+    assert set(shown) == set(scored) and replaced
+    for path, picture in shown.items():
+        with Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1]))) as image:
+            assert np.array_equal(np.array(image), scored[path]), path
 
 
 def test_new_images_join_the_pool(place):
