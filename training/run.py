@@ -315,8 +315,9 @@ class Run:
         if batch == batch_before and whole != whole_now:
             short = "left out" if whole_now else "trained on"
             warn(
-                f"the run had {before} process(es) and now has {now}: still {batch} images per step, but the short "
-                f"last batch of an epoch is {short} from now on, and the result will not equal an uninterrupted run's{again}"
+                f"the run had {before} process(es) and now has {now}: still {batch} images per step, but the "
+                f"short last batch of an epoch is {short} from now on, and the result will not equal an uninterrupted "
+                f"run's{again}"
             )
             return
         if batch == batch_before:
