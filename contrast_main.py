@@ -6,6 +6,7 @@ Run it with one process, or with several through torchrun or torch.distributed.l
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import sys
 from collections.abc import Sequence
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         distributed.session(args.device, timeout_minutes=args.timeout_minutes) as device,
         deterministic(args.deterministic, device),
         folder_lock(folder, check=functools.partial(check_folder, folder, resume_path=args.resume_path)),
+        contextlib.ExitStack() as ending,
     ):
         resume = bool(args.resume_path) or args.resume == "auto"
         continued = distributed.from_first(lambda: find_run(folder, resume=resume))
@@ -133,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             compiled_for = indices[:batch_size]
         forward = make_forward(model, objective, images, labels, compiled_for=compiled_for)
         run_log = RunLog(folder, enabled=distributed.is_main(), done=run.epoch)
+        ending.callback(run_log.close)
         for epoch in range(run.epoch + 1, args.epochs + 1):
             with run.naming_its_checkpoint():
                 stats = train_one_epoch(
@@ -160,7 +163,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 run.save()
             if not last and interruption.agreed():
                 run.save_and_stop()
-        run_log.close()
         training, query = (
             arguments.changed_flags(parser, args, groups, but=next_steps.OWN_FLAGS)
             for groups in (next_steps.TRAINING_GROUPS, next_steps.QUERY_GROUPS)

@@ -22,6 +22,7 @@ from utils import InputError, Interrupted, ProcessLost
 
 T = TypeVar("T")
 DEFAULT_TIMEOUT = 30.0  # minutes
+WORDS_OF_LOSS = ("gloo", "nccl", "pair closure", "connection closed", "connection reset", "broken pipe", "timed out")
 SEE_OFF = 3.0  # seconds that the first process gives the others to end after it has failed
 
 _timeout = timedelta(minutes=DEFAULT_TIMEOUT)
@@ -160,9 +161,10 @@ def _judged(error: Exception) -> Exception:
 
 
 def _is_loss(error: Exception) -> bool:
+    """Whether an error is that of an exchange; gloo's have no class of their own."""
     if isinstance(error, dist.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("gloo", "nccl"))
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS_OF_LOSS)
 
 
 def _loss(reason: str, peers: Peers) -> str:

@@ -132,7 +132,7 @@ def run_program(words: list[str], *, cwd: Path) -> tuple[int, str, str]:
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(words, cwd=cwd, env=environment, **streams) as process:
         try:
-            printed, errors = process.communicate(timeout=120)
+            printed, errors = process.communicate(timeout=300)
         except BaseException:
             process.terminate()  # a launcher ends its workers on SIGTERM; on SIGKILL it could not
             raise

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -162,12 +164,8 @@ def test_other_data_on_one_machine_stop_all_with_one_line(tmp_path, flags, tiny_
 
 
 def test_a_query_of_which_one_machine_sees_the_cycles_stops_with_one_line(tmp_path, tiny_data):
-    words = [
-        "--strategy", "random", "--dataset", "npz", "--data_path", tiny_data, "--target_classes", "0", "1",
-        "--initial_budget", "6", "--mismatch", "0.4", "--target", "2", "--split", "1", "--device", "cpu",
-        "--index_dir", tmp_path / "here",
-    ]  # fmt: skip
-    active_main.main([str(word) for word in words])
+    words = query_words(tmp_path / "here", tiny_data)
+    active_main.main(words)
     before = {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
     words = [*words, "--resume", "auto", "--split", "3"]
     folders = [tmp_path / "here", tmp_path / "there"]
@@ -177,6 +175,94 @@ def test_a_query_of_which_one_machine_sees_the_cycles_stops_with_one_line(tmp_pa
     assert len(told) == 1 and "are not the same at every process: rank 0 finds cycles 0 to 1 are in" in told[0], told
     assert "rank 1 finds no cycle is in" in told[0]
     assert {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()} == before
+
+
+def end_in_a_step(words, rank, flags, number):
+    """contrast_main.py, of which the second process gets a signal in the second epoch's first step."""
+    make = contrast_main.make_forward
+
+    def ending(*settings, **more):
+        forward = make(*settings, **more)
+
+        def step(chosen, epoch):
+            if (rank, int(epoch)) == (1, 2):
+                os.kill(os.getpid(), number)
+            return forward(chosen, epoch)
+
+        return step
+
+    contrast_main.make_forward = ending
+    contrast_main.main(flags)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGKILL, "rank 0 lost rank 1 (process {pid} on {host}) in epoch 2: it ended without a word"),
+        (
+            signal.SIGSTOP,
+            "rank 0 waited 0.05 minutes (--timeout_minutes) in epoch 2 and rank 1 (process {pid} on {host}) gave no "
+            "answer",
+        ),
+    ],
+    ids=["killed", "stopped"],
+)
+def test_a_training_process_that_is_gone_ends_the_other_with_one_line(number, words, tmp_path, flags):
+    given = flags("semantic", logdir=tmp_path / "run", save_step=1, timeout_minutes=0.05)
+    ended = run_processes(end_in_a_step, tmp_path, given, number, stopped=[1])
+    assert [process.status for process in ended] == [3, -signal.SIGKILL], ended[0].told
+    assert len(ended[0].lines) == 1 and "Traceback" not in ended[0].told, ended[0].told
+    assert words.format(pid=ended[1].pid, host=socket.gethostname()) in ended[0].lines[0]
+    assert checkpoint.load(tmp_path / "run" / "last.ckpt")["epoch"] == 1
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def lose_one_in_the_query(words, rank, flags):
+    """active_main.py, of which the second process is killed when it looks for candidates."""
+    query = active_main.query_cycles
+
+    def dying(*settings, **more):
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return query(*settings, **more)
+
+    active_main.query_cycles = dying
+    active_main.main(flags)
+
+
+def test_a_query_that_loses_a_process_ends_with_one_line(tmp_path, tiny_data):
+    ended = run_processes(lose_one_in_the_query, tmp_path, query_words(tmp_path / "query", tiny_data))
+    assert [process.status for process in ended] == [3, -signal.SIGKILL]
+    assert len(ended[0].lines) == 1 and "rank 0 lost rank 1 (process" in ended[0].lines[0], ended[0].told
+
+
+def query_words(folder, data):
+    """A query that needs no encoder."""
+    words = [
+        "--strategy", "random", "--dataset", "npz", "--data_path", data, "--target_classes", "0", "1",
+        "--initial_budget", "6", "--mismatch", "0.4", "--target", "2", "--split", "1", "--device", "cpu",
+        "--index_dir", folder,
+    ]  # fmt: skip
+    return [str(word) for word in words]
+
+
+def enter_in_turn(words, rank, path):
+    """Four processes, as of two machines with two each."""
+    os.environ["LOCAL_RANK"] = str(rank % 2)
+    with distributed.session("cpu"):
+        with distributed.first_here():
+            if rank in (0, 2):
+                time.sleep(0.3)
+            with open(path, "a") as file:
+                file.write(f"{rank}\n")
+        assert distributed.is_first_here() == (rank in (0, 2))
+
+
+def test_the_first_of_each_machine_goes_before_its_others_and_the_first_of_all_before_all(tmp_path):
+    ended = run_processes(enter_in_turn, tmp_path, tmp_path / "order", size=4)
+    assert [process.status for process in ended] == [0] * 4, ended[0].told
+    order = (tmp_path / "order").read_text().split()
+    assert order[:2] == ["0", "2"] and sorted(order[2:]) == ["1", "3"]
 
 
 def answer(words, rank, what):

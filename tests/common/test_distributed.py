@@ -29,3 +29,22 @@ def test_the_session_ends_without_a_group():
     with distributed.session("cpu") as device:
         assert device == torch.device("cpu")
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (
+            RuntimeError("[/src/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]:1"),
+            True,
+        ),
+        (RuntimeError("Application timeout caused pair closure"), True),
+        (torch.distributed.DistBackendError("NCCL error"), True),
+        (torch.distributed.DistStoreError("wait"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (InputError("gloo.npz does not exist"), False),
+        (OSError("Connection reset by peer"), False),
+    ],
+)
+def test_what_counts_as_the_loss_of_a_process(error, lost):
+    assert distributed._is_loss(error) == lost

@@ -251,7 +251,7 @@ def test_two_processes_agree_at_one_step_on_the_sterner_request(root, free_port)
         )
         for rank in range(2)
     ]
-    told = [process.communicate(timeout=120) for process in running]
+    told = [process.communicate(timeout=300) for process in running]
     assert [process.returncode for process in running] == [143, 143], told
     assert [out for out, _ in told] == [f"{rank} stopped by SIGTERM: saved\n" for rank in range(2)]
 

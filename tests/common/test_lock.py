@@ -191,7 +191,7 @@ def test_the_processes_of_one_run_take_it_once_and_stop_together(root, tmp_path,
         )
         for rank in range(2)
     ]
-    told = [process.communicate(timeout=120)[0].splitlines() for process in running]
+    told = [process.communicate(timeout=300)[0].splitlines() for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert told[0] == told[1]
     free, held, blocked = told[0]

@@ -98,7 +98,7 @@ def processes(tmp_path_factory, root):
         for rank in range(2)
     ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in running]
+        errors = [process.communicate(timeout=300)[1] for process in running]
     finally:
         for process in running:
             process.kill()
