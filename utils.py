@@ -193,8 +193,9 @@ def read_json(path: str | os.PathLike, *, limit: int | None = None) -> Any:
     Raises:
         InputError: The file is missing, too large, or no JSON.
     """
+    content = read_regular(path, limit=limit)
     try:
-        return json.loads(read_regular(path, limit=limit).decode())
+        return json.loads(content.decode())
     except (ValueError, RecursionError) as error:  # no text, no JSON, a number too long, or nested too deep
         raise InputError(f"{path} is not valid JSON ({error}); restore it or write it again") from None
 
