@@ -129,6 +129,21 @@ def test_a_file_system_without_links_renames(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "last.prev.ckpt"]
 
 
+def test_where_links_work_the_last_file_is_there_at_every_moment(tmp_path, monkeypatch):
+    last, previous = tmp_path / "last.ckpt", tmp_path / "last.prev.ckpt"
+    checkpoint.save_sealed(last, {"epoch": 1})
+    there, rename = [], os.replace
+
+    def watching(one, other):
+        there.append(last.exists())
+        rename(one, other)
+        there.append(last.exists())
+
+    monkeypatch.setattr(os, "replace", watching)
+    checkpoint.save_sealed(last, {"epoch": 2}, previous=previous)
+    assert there == [True] * 4
+
+
 # Weights
 
 
