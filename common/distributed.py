@@ -16,14 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from common.cli import mark_speaker
+from common.failures import judged
 from common.peers import Peers, meet
 from utils import InputError, Interrupted, ProcessLost
 
 T = TypeVar("T")
 DEFAULT_TIMEOUT = 30.0  # minutes
-WORDS_OF_LOSS = ("gloo", "nccl", "pair closure", "connection closed", "connection reset", "broken pipe", "timed out")
-SEE_OFF = 3.0  # seconds that the first process gives the others to end after it has failed
 
 _timeout = timedelta(minutes=DEFAULT_TIMEOUT)
 _peers: Peers | None = None  # where there are several processes
@@ -113,7 +111,12 @@ def session(device: str = "auto", *, timeout_minutes: float = DEFAULT_TIMEOUT) -
         _leave()
         raise
     except Exception as error:
-        raise _judged(error) from error.__cause__
+        if _peers is None:
+            raise
+        shown = judged(error, _peers, stage=_stage, minutes=_timeout.total_seconds() / 60)
+        if shown is error:
+            raise
+        raise shown from error
     finally:
         _end()
 
@@ -136,49 +139,6 @@ def _leave() -> None:
     # One that leaves while another still reads its last answer would look like one that was lost.
     if _peers is not None:
         _peers.leave()
-
-
-def _judged(error: Exception) -> Exception:
-    """The error for this process to end with; with several processes, marked with whether it is the one to show it."""
-    if _peers is None:
-        return error
-    if _is_loss(error):
-        shown = ProcessLost(_loss(str(error), _peers))
-        shown.__cause__ = error
-        error = shown
-    first = _peers.first_failure(str(error) or type(error).__name__)
-    leave = functools.partial(_peers.leave, within=SEE_OFF)
-    if _peers.rank:
-        leave()
-    if first.rank == _peers.rank:
-        # The first process may keep the store, in which the others read whose failure is the first.
-        mark_speaker(error, True, afterwards=leave if _peers.rank == 0 else lambda: None)
-        return error
-    if not isinstance(error, (InputError, OSError)):
-        error = ProcessLost(f"rank {first.rank} ({first.place}) failed: {first.message}")
-    mark_speaker(error, first.host != _peers.host and local_rank() == 0)
-    return error
-
-
-def _is_loss(error: Exception) -> bool:
-    """Whether an error is that of an exchange; gloo's have no class of their own."""
-    if isinstance(error, dist.DistError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS_OF_LOSS)
-
-
-def _loss(reason: str, peers: Peers) -> str:
-    silent = peers.silent()
-    who = ", ".join(silent) or "another process"
-    if "timed out" in reason.lower() or "timeout" in reason.lower():
-        return (
-            f"rank {peers.rank} waited {_timeout.total_seconds() / 60:g} minutes (--timeout_minutes) in {_stage} and "
-            f"{who} gave no answer: see there whether it is stopped, out of memory or cut off from the network"
-        )
-    return (
-        f"rank {peers.rank} lost {who} in {_stage}: it ended without a word; see there whether it was killed or the "
-        f"memory ran out, and start again ({' '.join(reason.split())[:160]})"
-    )
 
 
 def _joined() -> bool:

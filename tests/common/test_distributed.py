@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from common import distributed
+from common.failures import is_loss
 from utils import InputError
 
 
@@ -47,4 +48,4 @@ def test_the_session_ends_without_a_group():
     ],
 )
 def test_what_counts_as_the_loss_of_a_process(error, lost):
-    assert distributed._is_loss(error) == lost
+    assert is_loss(error) == lost

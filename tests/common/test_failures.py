@@ -99,6 +99,14 @@ def run(tmp_path):
     return lambda scenario, **how: run_processes(act, tmp_path, scenario, **how)
 
 
+def act_with_traceback(words, rank):
+    try:
+        act(words, rank, killed)
+    except Exception as error:
+        print("cause:", repr(error.__cause__))
+        raise
+
+
 @pytest.mark.parametrize("scenario", [file_missing_on_the_second, file_missing_on_the_first])
 def test_an_error_of_one_process_is_told_by_it_alone_and_ends_the_others(run, scenario):
     guilty = 1 if scenario is file_missing_on_the_second else 0
@@ -140,6 +148,11 @@ def test_a_killed_process_is_named_by_one_of_the_others(run):
     )
     assert re.match(expected, told[0]), told
     assert ended[0].seconds < 20
+
+
+def test_what_torch_said_of_a_lost_process_is_kept_for_the_traceback(tmp_path):
+    ended = run_processes(act_with_traceback, tmp_path)
+    assert "cause: RuntimeError(" in ended[0].told and "gloo" in ended[0].told, ended[0].told
 
 
 def test_a_stopped_process_ends_the_others_by_the_time_out(run):
