@@ -154,11 +154,18 @@ class LearningRate:
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Puts an optimizer back to where its ``state_dict`` says.
 
+    Its tensors take their parameters' strides: torch's fused kernels on CPUs walk through memory and would mix up the
+    elements of another layout, without a word (seen with torch 2.14).
+
     Raises:
         ValueError: Its tensors are not of the parameters' shapes, which torch would find out at the next step only.
     """
     optimizer.load_state_dict(state)
     for parameter, own in optimizer.state.items():
         for name, value in own.items():
-            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+            if not isinstance(value, Tensor) or not value.dim():
+                continue
+            if value.shape != parameter.shape:
                 raise ValueError(f"{name} of shape {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
+            if value.stride() != parameter.stride():
+                own[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)

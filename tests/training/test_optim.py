@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.optim import LARS, LearningRate, _take_strides, build_optimizer
+from training.optim import LARS, LearningRate, _take_strides, build_optimizer, load_optimizer
 
 
 def schedule(*, kind="cosine", epochs=20, warmup=10, optimizer_name="sgd", lr=0.1):
@@ -272,3 +272,26 @@ def test_a_1x1_kernels_gradient_gets_the_kernels_strides_before_a_fused_update(n
     assert torch.equal(*updated)
     if name == "sgd":
         torch.testing.assert_close(updated[0], 1 - 0.5 * values)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "lars"])
+def test_an_optimizers_state_of_another_layout_is_taken_over_right(name):
+    # torch's fused kernels on CPUs walk through memory, whatever the strides.
+    start = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(0))
+    gradients = torch.randn(3, 6, 5, 3, 3, generator=torch.Generator().manual_seed(1))
+
+    def step(parameter, optimizer, gradient):
+        parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        optimizer.step()
+
+    plain = torch.nn.Parameter(start.clone())
+    optimizer = build_optimizer(name, [plain], lr=0.1, weight_decay=1e-2)
+    for gradient in gradients[:2]:
+        step(plain, optimizer, gradient)
+    moved = torch.nn.Parameter(plain.detach().to(memory_format=torch.channels_last))
+    resumed = build_optimizer(name, [moved], lr=0.1, weight_decay=1e-2)
+    load_optimizer(resumed, deepcopy(optimizer.state_dict()))
+    step(plain, optimizer, gradients[2])
+    step(moved, resumed, gradients[2])
+    assert all(v.stride() == moved.stride() for v in resumed.state[moved].values() if torch.is_tensor(v) and v.dim())
+    torch.testing.assert_close(moved, plain, rtol=1e-6, atol=1e-6)
