@@ -18,7 +18,8 @@ class Conv2d(nn.Conv2d):
 
     A 3x3 kernel on a 4x4 map meets the padding in 31 % of its products. Without these, and as matrix products, the
     gradient of a ResNet-18's last stage takes about two thirds of the time (docs/performance.md). Weights, checkpoints
-    and results are those of ``torch.nn.Conv2d``, to rounding.
+    and results are those of ``torch.nn.Conv2d``, to rounding. There it has first derivatives only, and none for
+    torch.func or jit.trace.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,7 +29,13 @@ class Conv2d(nn.Conv2d):
 
     def _products_pay(self, x: Tensor) -> bool:
         trained = torch.is_grad_enabled() and self.weight.requires_grad
-        if not trained or x.device.type != "cpu" or self.in_channels < CHANNELS or torch.compiler.is_compiling():
+        if (
+            not trained
+            or x.dim() != 4
+            or x.device.type != "cpu"
+            or self.in_channels < CHANNELS
+            or torch.compiler.is_compiling()
+        ):
             return False
         plain = self.bias is None and self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
         if not plain or isinstance(self.padding, str):

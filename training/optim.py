@@ -55,7 +55,7 @@ class LARS(Optimizer):
         return loss
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """One kernel for all tensors where there is one: each tensor by itself would be ten launches on a GPU."""
+        """A few kernels for all tensors; the scaling by each one's ratio alone is a kernel per tensor."""
         grads, decay = [p.grad for p in params], group["weight_decay"]
         p_norms, g_norms = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(grads))
         ratios = group["trust"] * p_norms / (g_norms + decay * p_norms + 1e-8)

@@ -46,8 +46,29 @@ def test_equals_torchs_gradient_for_any_geometry(image, kernel, stride, padding)
     came = draw(*output.shape, seed=1)
     output.backward(came)
     found = weight_gradient(x, came, kernel=kernel, stride=stride, padding=padding)
-    assert found.dtype == torch.float64
+    assert found.dtype == torch.float64 and found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, layer.weight.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_a_bf16_gradient_is_handed_over_in_float32():
+    x, came = draw(2, 5, 4, 4, dtype=torch.bfloat16), draw(2, 7, 4, 4, dtype=torch.bfloat16)
+    found = weight_gradient(x, came, kernel=(3, 3), stride=(1, 1), padding=(1, 1))
+    assert found.dtype == torch.float32 and found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_second_derivative_is_refused():
+    layer = Conv2d(CHANNELS, 4, 3, padding=1, bias=False)
+    x = draw(2, CHANNELS, MAP, MAP, dtype=torch.float32).requires_grad_()
+    [gradient] = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_a_single_image_without_a_batch_is_torchs():
+    theirs, ours = pair(CHANNELS, 4, 3, padding=1)
+    x = draw(CHANNELS, MAP, MAP, dtype=torch.float32)
+    for expected, found in zip(gradients(theirs, x), gradients(ours, x)):
+        torch.testing.assert_close(found, expected)
 
 
 def taken(layer: Conv2d, x: torch.Tensor) -> bool:
@@ -84,9 +105,11 @@ def test_under_autocast_it_is_as_near_to_float32_as_torchs():
 def test_the_inputs_gradient_is_left_out_where_nobody_asks_for_it():
     theirs, ours = pair(CHANNELS, 8, 3, padding=1)
     x = draw(2, CHANNELS, MAP, MAP, dtype=torch.float32)
-    for layer in (theirs, ours):
-        layer(x).sum().backward()
-    assert x.grad is None
+    theirs(x).sum().backward()
+    output = ours(x).sum()
+    with torch.profiler.profile() as profile:
+        output.backward()
+    assert "aten::convolution_backward" not in {event.key for event in profile.key_averages()}
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-5, atol=1e-5)
 
 
