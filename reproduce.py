@@ -434,7 +434,7 @@ def time_line(record: Record) -> str:
     predicted, spent = sum(budget["predicted"].values()), budget["spent"]
     return (
         f"--budget_minutes {record.content['settings']['budget_minutes']:g}: predicted {duration(spent + predicted)}, "
-        f"took {duration(spent + took)}, of each {duration(spent)} for measuring"
+        f"took {duration(spent + took)}, both with {duration(spent)} for measuring"
     )
 
 

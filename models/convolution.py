@@ -28,14 +28,8 @@ class Conv2d(nn.Conv2d):
         return _WithProducts.apply(x, self.weight, self.stride, self.padding)
 
     def _products_pay(self, x: Tensor) -> bool:
-        trained = torch.is_grad_enabled() and self.weight.requires_grad
-        if (
-            not trained
-            or x.dim() != 4
-            or x.device.type != "cpu"
-            or self.in_channels < CHANNELS
-            or torch.compiler.is_compiling()
-        ):
+        trained = torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_compiling()
+        if not trained or x.device.type != "cpu" or x.dim() != 4 or self.in_channels < CHANNELS:
             return False
         plain = self.bias is None and self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
         if not plain or isinstance(self.padding, str):

@@ -596,7 +596,7 @@ def test_the_result_tells_prediction_and_time(tmp_path: Path) -> None:
     budget = {"spent": 30.0, "predicted": {"semantic": 600.0, "query": 60.0}, "measured": {}}
     content = {"settings": {"budget_minutes": 12.0}, "budget": budget, "stages": {"semantic": {"seconds": 510.0}}}
     assert reproduce.time_line(Record(tmp_path / "x", content)) == (
-        "--budget_minutes 12: predicted 11.5 min, took 9.0 min, of each 30 s for measuring"
+        "--budget_minutes 12: predicted 11.5 min, took 9.0 min, both with 30 s for measuring"
     )
 
 
