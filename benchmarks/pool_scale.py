@@ -30,7 +30,7 @@ from datasets.split import Split
 from evals.cycles import Cycle, query_cycles
 from evals.features import FeatureBank, MappedFeatures
 from evals.query import STRATEGIES
-from utils import atomic_write, write_json
+from utils import InputError, atomic_write, write_json
 
 SIZES = [100_000, 300_000, 1_000_000, 3_000_000, 10_000_000]
 WRITE_BLOCK = 65536
@@ -56,6 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     device = harness.choose_device(args.device)
+    if args.folder and not Path(args.folder).is_dir():
+        raise InputError(f"--folder {args.folder} is not a folder; make it, or leave the flag out")
     sizes, labeled, target = ([200], 12, 5) if args.quick else (args.pool, args.labeled, args.target)
     if args.one:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:

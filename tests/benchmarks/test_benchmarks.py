@@ -47,6 +47,11 @@ def test_query_sees_other_features(monkeypatch):
         query.features("resnet8", 6, 1, device=CPU, quick=True)
 
 
+def test_pool_scale_names_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="--folder .*missing is not a folder; make it"):
+        pool_scale.main(["--quick", "--folder", str(tmp_path / "missing")])
+
+
 def test_pool_scale_sees_another_selection(monkeypatch, tmp_path):
     cycles = iter([np.array([1, 2]), np.array([1, 3])])
 
