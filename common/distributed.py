@@ -113,7 +113,8 @@ def session(device: str = "auto", *, timeout_minutes: float = DEFAULT_TIMEOUT) -
     except Exception as error:
         if _peers is None:
             raise
-        shown = judged(error, _peers, stage=_stage, minutes=_timeout.total_seconds() / 60)
+        minutes = _timeout.total_seconds() / 60
+        shown = judged(error, _peers, local_rank=local_rank(), stage=_stage, minutes=minutes)
         if shown is error:
             raise
         raise shown from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 
 import torch.distributed as dist
 
@@ -15,7 +14,7 @@ WORDS_OF_LOSS = ("gloo", "nccl", "pair closure", "connection closed", "connectio
 SEE_OFF = 3.0  # seconds that the first process gives the others to end after it has failed
 
 
-def judged(error: Exception, peers: Peers, *, stage: str, minutes: float) -> Exception:
+def judged(error: Exception, peers: Peers, *, local_rank: int, stage: str, minutes: float) -> Exception:
     """The error for this process to end with, marked with whether it is the one to show it.
 
     The first failure of all is shown, by the process that had it and by one of each other machine.
@@ -23,6 +22,7 @@ def judged(error: Exception, peers: Peers, *, stage: str, minutes: float) -> Exc
     Args:
         error: What has come up in this process: its own failure, or that an exchange failed.
         peers: All processes.
+        local_rank: Of this process on its machine.
         stage: What this process was about to do.
         minutes: The time-out of an exchange.
     """
@@ -37,7 +37,7 @@ def judged(error: Exception, peers: Peers, *, stage: str, minutes: float) -> Exc
         return shown
     if not isinstance(shown, (InputError, OSError)):
         shown = ProcessLost(f"rank {first.rank} ({first.place}) failed: {first.message}")
-    mark_speaker(shown, first.host != peers.host and os.environ.get("LOCAL_RANK", "0") == "0")
+    mark_speaker(shown, first.host != peers.host and local_rank == 0)
     return shown
 
 

@@ -50,16 +50,13 @@ class _WithProducts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        x, weight = ctx.saved_tensors
-        of_x = None
+        given, weight = ctx.saved_tensors
+        x, of_x = given.to(gradient.dtype), None
         if ctx.needs_input_grad[0]:
             settings = None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1, (True, False, False)
-            of_x = torch.ops.aten.convolution_backward(
-                gradient, x.to(gradient.dtype), weight.to(gradient.dtype), *settings
-            )[0].to(x.dtype)
-        of_weight = weight_gradient(
-            x.to(gradient.dtype), gradient, kernel=weight.shape[2:], stride=ctx.stride, padding=ctx.padding
-        )
+            of_x = torch.ops.aten.convolution_backward(gradient, x, weight.to(gradient.dtype), *settings)[0]
+            of_x = of_x.to(given.dtype)
+        of_weight = weight_gradient(x, gradient, kernel=weight.shape[2:], stride=ctx.stride, padding=ctx.padding)
         return of_x, of_weight.to(weight.dtype), None, None
 
 
@@ -82,7 +79,7 @@ def weight_gradient(
     """
     x, gradient = x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
     height, width = kernel
-    places = gradient.new_zeros(height, width, gradient.shape[3], x.shape[3])
+    places = gradient.new_empty(height, width, gradient.shape[3], x.shape[3])
     for i in range(height):
         rows, of_rows = _inside(i, x.shape[1], gradient.shape[1], stride[0], padding[0])
         for j in range(width):
