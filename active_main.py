@@ -21,7 +21,7 @@ from common.lock import folder_lock
 from datasets import load_data_and_split
 from datasets.index_files import default_index_dir, index_path
 from datasets.split import Split
-from evals.annotation import advance, ask
+from evals.annotation.loop import advance, ask
 from evals.banks import Sources, default_batch, feature_banks, load_encoder, with_shift
 from evals.cycle_report import cycle_line, print_scores, save_scores
 from evals.cycles import Cycle, query_cycles, query_once

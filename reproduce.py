@@ -46,12 +46,13 @@ from common.record import Record, describe_device, file_digest, finished_epochs,
 from common.schedule import Measured, Sizes, fit_scale
 from datasets import Dataset, Split, load_data_and_split
 from datasets.mixed import data_name
-from evals import outcome, report
+from datasets.results_file import read_rows
+from evals import outcome
 from evals.banks import default_batch, load_encoder
 from evals.features import Extraction, extract_features
+from evals.report import __main__ as report
 from evals.summary import read_accuracies, read_run
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
-from train_classifier.results import read_rows
 from training.engine import steps_per_epoch
 from utils import InputError, Interrupted, int64_digest, remove_leftovers, require_writable
 

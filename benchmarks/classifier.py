@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks import harness
 from common import acceleration
 from common.cli import run_cli
-from common.parsing import Parser, number, positive_int
+from common.flags import Parser, number, positive_int
 from train_classifier.engine import LabeledImages, draw_epoch, make_training_step, train_one_epoch
 from train_classifier.network import build_network
 

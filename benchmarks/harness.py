@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from common.checkpoint import git_commit, versions
-from common.parsing import Parser, positive_int
+from common.flags import Parser, positive_int
 from utils import InputError, atomic_write, write_json
 
 MIB = 2**20

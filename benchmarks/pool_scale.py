@@ -25,7 +25,7 @@ import torch
 from benchmarks import harness
 from benchmarks.query import CLASSES, SHIFTS, WIDTH, check_agreement
 from common.cli import run_cli
-from common.parsing import Parser, positive_int
+from common.flags import Parser, positive_int
 from datasets.split import Split
 from evals.cycles import Cycle, query_cycles
 from evals.features import FeatureBank, MappedFeatures

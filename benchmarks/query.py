@@ -31,7 +31,7 @@ from benchmarks import harness, plain
 from common.acceleration import FP32, Precision
 from common.arguments import MODELS
 from common.cli import run_cli
-from common.parsing import Parser, positive_int
+from common.flags import Parser, positive_int
 from datasets.split import make_split
 from evals.cycles import query_cycles
 from evals.features import QUERY, Extraction, FeatureBank, extract_features

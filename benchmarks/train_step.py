@@ -24,7 +24,7 @@ from common import acceleration
 from common.acceleration import Precision
 from common.arguments import MODELS
 from common.cli import run_cli
-from common.parsing import Parser, positive_int
+from common.flags import Parser, positive_int
 from models import build_encoder
 from models.counter_random import make_keys, uniform
 from models.transform_layers import CROP_ATTEMPTS, Augmentation

@@ -24,8 +24,8 @@ import torchvision
 from torch import Tensor, nn
 
 from common.console import warn
+from common.files import SMALL_JSON, check_fields, is_text
 from common.safe_checkpoint import Refused, check_checkpoint
-from common.safe_files import SMALL_JSON, check_fields, is_text
 from utils import InputError, atomic_write, memory_size, read_json, read_regular, write_json
 
 MODEL_FILE = "last.model"

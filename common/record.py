@@ -15,8 +15,8 @@ import torch
 
 from common.checkpoint import MODEL_FILE, PREVIOUS_FILE, RESUME_FILE, git_commit, is_state, load, load_last, versions
 from common.console import duration, log
+from common.files import SMALL_JSON, check_fields, is_count, is_number, is_text
 from common.lock import LOCK_FILE
-from common.safe_files import SMALL_JSON, check_fields, is_count, is_number, is_text
 from utils import LOG_FILE, InputError, read_json, require_writable, write_json
 
 FORMAT_VERSION = 1

@@ -13,7 +13,7 @@ import pickle
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from common.safe_files import check_archive
+from common.files import check_archive
 
 PICKLE_LIMIT = 2**24  # bytes of all but the tensors' data: names, sizes and settings, some hundred for each tensor
 # Bytes of an element, by the storage classes that torch.save names.

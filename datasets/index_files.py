@@ -3,7 +3,7 @@
 cycle_0.json holds the initial labeled set, so that the classifier has no special case.
 
 Format version 1 has indices alone. Version 2, of a query whose labels people give, also has the labels, and names each
-image by path and content, see datasets.annotations.
+image by path and content, see datasets.folder.labels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from common.safe_files import SMALL_JSON, is_count, is_number, is_text
+from common.files import SMALL_JSON, is_count, is_number, is_text
 from utils import InputError, read_json, write_json
 
 FORMAT_VERSIONS = (1, 2)

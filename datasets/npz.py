@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.safe_files import read_npz
+from common.files import read_npz
 from datasets.base import Dataset, check_images, check_labels
 from utils import InputError
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from common import distributed
+from common.files import SMALL_JSON
 from common.interruption import never_stop
-from common.safe_files import SMALL_JSON
 from evals.features import (
     Extraction,
     FeatureBank,

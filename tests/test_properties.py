@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.index_files import IndexFile, read_index_file, write_index_file
+from datasets.results_file import COLUMNS, Row, append_row, read_rows
 from datasets.split import Split, make_split
 from evals.cycles import Cycle, query_cycles
 from evals.features import FeatureBank
 from evals.query import STRATEGIES
 from evals.scores import Neighbours, Scorer, add_labeled, distinctive_distance, min_max, semantic_score
-from train_classifier.results import COLUMNS, Row, append_row, read_rows
 from training.losses import nt_xent
 from utils import InputError, int64_digest, read_json, write_json
 

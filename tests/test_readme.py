@@ -16,7 +16,7 @@ import benchmarks.pool_scale
 import benchmarks.query
 import benchmarks.train_step
 import contrast_main
-import evals.report
+import evals.report.__main__
 import evals.summary
 import reproduce
 import train_classifier.main
@@ -28,7 +28,7 @@ PARSERS = {
     "active_main.py": active_main.build_parser,
     "main.py": train_classifier.main.build_parser,
     "train_classifier.main": train_classifier.main.build_parser,
-    "evals.report": evals.report.build_parser,
+    "evals.report": evals.report.__main__.build_parser,
     "evals.summary": evals.summary.build_parser,
     "benchmarks.classifier": benchmarks.classifier.build_parser,
     "benchmarks.folder_index": benchmarks.folder_index.build_parser,
@@ -123,7 +123,7 @@ def test_every_flag_is_read() -> None:
         ("contrast_main.py", "contrast_main.py"),
         ("active_main.py", "active_main.py"),
         ("main.py", "train_classifier/main.py"),
-        ("evals.report", "evals/report.py"),
+        ("evals.report", "evals/report/__main__.py"),
         ("evals.summary", "evals/summary.py"),
         ("reproduce.py", "reproduce.py"),
     ):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from common.console import progress
-from common.graphs import GraphedStep, fork_join, make_streams
 from common.interruption import never_stop
 from models.transform_layers import horizontal_flip
+from train_classifier.graphs import GraphedStep, fork_join, make_streams
 from utils import Diverged, InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

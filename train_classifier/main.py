@@ -42,12 +42,12 @@ from common.interruption import Interruption  # noqa: E402
 from common.lock import folder_lock  # noqa: E402
 from common.plots import plot_accuracy  # noqa: E402
 from datasets import Dataset, Split, load_data_and_split  # noqa: E402
-from datasets.annotations import locate  # noqa: E402
+from datasets.folder.labels import locate  # noqa: E402
 from datasets.index_files import default_index_dir, index_path, read_index_file  # noqa: E402
+from datasets.results_file import Row, append_row, find_row, format_table, read_rows, summarize  # noqa: E402
 from train_classifier.engine import LabeledImages, Settings, train_together  # noqa: E402
 from train_classifier.folds import FOLDS, held_out  # noqa: E402
 from train_classifier.network import build_network  # noqa: E402
-from train_classifier.results import Row, append_row, find_row, format_table, read_rows, summarize  # noqa: E402
 from utils import Diverged, InputError, int64_digest, remove_leftovers, require_writable  # noqa: E402
 
 

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from common import checkpoint, distributed
 from common.console import log, warn
+from common.files import check_fields, is_count, is_text
 from common.interruption import Interruption
-from common.safe_files import check_fields, is_count, is_text
 from datasets.mixed import data_name
 from training.engine import Gathered
 from training.optim import load_optimizer

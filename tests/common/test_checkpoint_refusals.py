@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from common import checkpoint
-from common.safe_files import SMALL_JSON
+from common.files import SMALL_JSON
 from tests.hostile import Payload, crafted_pickle, write_zip
 from utils import InputError, read_json, write_json
 

@@ -16,14 +16,14 @@ from common import checkpoint
 from common.interruption import Interruption
 from common.record import Record, finished_epochs, logged_seconds
 from datasets import load_dataset
+from datasets.folder.pictures import Unusable, read_picture
 from datasets.index_files import IndexFile, index_path, read_index_file, write_index_file
-from datasets.pictures import Unusable, read_picture
+from datasets.results_file import Row, append_row, read_rows
 from evals import feature_cache, summary
+from evals.annotation.label_csv import read_labels
 from evals.features import Extraction
-from evals.label_csv import read_labels
 from models import build_encoder
 from models.transform_layers import Augmentation
-from train_classifier.results import Row, append_row, read_rows
 from training.optim import build_optimizer
 from training.run import Run
 from utils import InputError, write_json

@@ -7,7 +7,6 @@ import torch
 import torchvision
 from torch import nn
 
-from common.graphs import GraphedStep
 from models.transform_layers import horizontal_flip
 from train_classifier import engine
 from train_classifier.engine import (
@@ -23,6 +22,7 @@ from train_classifier.engine import (
     train_one_epoch,
     train_together,
 )
+from train_classifier.graphs import GraphedStep
 from train_classifier.network import build_network
 from utils import Diverged, InputError
 

@@ -20,10 +20,10 @@ from common.cli import run_cli
 from common.lock import folder_lock
 from datasets import Split, load_data_and_split
 from datasets.index_files import IndexFile, default_index_dir, index_path, write_index_file
+from datasets.results_file import COLUMNS, Row, append_row, format_table, read_rows, summarize
 from train_classifier import engine
 from train_classifier import main as command
 from train_classifier.main import ROOT, build_parser, folders, main
-from train_classifier.results import COLUMNS, Row, append_row, format_table, read_rows, summarize
 from utils import Diverged, int64_digest
 
 

@@ -1,0 +1,1 @@
+"""One page about finished runs, made of the files that they wrote."""

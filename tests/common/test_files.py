@@ -1,0 +1,212 @@
+"""Archives, arrays and JSON that lie about themselves or would run code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+
+import numpy as np
+import pytest
+
+import utils
+from common import files as safe_files
+from common.files import SMALL_JSON, check_fields, is_count, is_number, is_text, read_npz
+from tests.hostile import Payload, npy, pickled_npy, with_declared_size
+from utils import InputError, memory_size, read_json
+
+PIXELS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+
+
+def archive(members, *, compression=zipfile.ZIP_STORED):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as file:
+        for name, content in members:
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+def one(content, **how):
+    return archive([("a.npy", content)], **how)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "data.npz"
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    "array",
+    [
+        PIXELS, PIXELS.astype(">i8"), np.asfortranarray(PIXELS), PIXELS[:, ::2], np.zeros((0, 4)), np.asarray(3.5),
+        np.zeros(10**6, np.uint8),  # compresses a thousandfold, and is honest about it
+        np.zeros(2, [("x", "i4")]), np.asarray(["a", "bc"]),
+    ],
+    ids=lambda array: f"{array.dtype} {array.shape}",
+)  # fmt: skip
+def test_arrays_come_back(path, save, array):
+    save(path, a=array, b=PIXELS)
+    found = read_npz(path, ["a", "b"])
+    assert list(found) == ["a", "b"]
+    for name, expected in (("a", array), ("b", PIXELS)):
+        assert found[name].dtype == expected.dtype
+        assert np.array_equal(found[name], expected)
+
+
+SMALL = npy("|u1", (4,), b"abcd")
+LIES = {
+    "a shape of petabytes": (lambda: one(npy("|u1", (10**9, 10**6))), "declares 1000000000000000 bytes, and 0 follow"),
+    "a shape larger than the data": (lambda: one(npy("<f8", (4,), b"abcd")), "declares 32 bytes, and 4 follow"),
+    "a shape smaller than the data": (lambda: one(npy("|u1", (3,), b"abcd")), "declares 3 bytes, and 4 follow"),
+    "a shape below 0": (lambda: one(npy("|u1", (-1,), b"abcd")), r"its shape is \(-1,\)"),
+    "a shape below 0, twice": (lambda: one(npy("|u1", (-2, -2), b"abcd")), r"its shape is \(-2, -2\)"),
+    "a type of terabytes": (lambda: one(npy("|V2000000000", (500,), b"abcd")), r"declares \d+ bytes, and 4 follow"),
+    "Python objects": (lambda: one(npy("|O", (1,), b"N.")), "holds Python objects"),
+    "Python objects in a field": (lambda: one(npy([("x", "|O")], (1,), b"N.")), "holds Python objects"),
+    "a header of megabytes": (lambda: one(npy("|u1" + " " * 2**21, (4,), version=(2, 0))), "without pickle"),
+    "a header that is code": (lambda: one(npy("|u1", "__import__('os')", b"")), "without pickle"),
+    "a version of tomorrow": (lambda: one(npy("|u1", (4,), b"abcd", version=(9, 0))), "format version 9.0 of npy"),
+    "a member that is no array": (lambda: one(b"hello, world"), "without pickle"),
+    "a compressed bomb": (
+        lambda: with_declared_size(one(bytes(10**6), compression=zipfile.ZIP_DEFLATED), "a.npy", 2**31),
+        r"a\.npy declares 2147483648 bytes, made of \d+ in the file, which cannot be",
+    ),
+    "a stored member that grows": (lambda: with_declared_size(one(SMALL), "a.npy", 2**20), "which cannot be"),
+    "two members of one name": (lambda: archive([("a.npy", SMALL), ("a.npy", SMALL)]), "two members of one name"),
+    "a member above the folder": (lambda: archive([("../a.npy", SMALL)]), "lacks a; it must hold a"),
+    "a member at an absolute path": (lambda: archive([("/a.npy", SMALL)]), "lacks a; it must hold a"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(("make", "message"), LIES.values(), ids=LIES)
+def test_an_archive_that_lies_is_refused_before_an_array_is_made(tmp_path, path, monkeypatch, make, message):
+    def refuse(*_, **__):
+        raise AssertionError("NumPy began to read the array")
+
+    path.write_bytes(make())
+    monkeypatch.setattr(np.lib.format, "read_array", refuse)
+    with pytest.raises(InputError, match=message) as caught:
+        read_npz(path, ["a"])
+    assert str(path) in str(caught.value)
+    assert os.listdir(tmp_path) == ["data.npz"]  # nothing is unpacked, in this folder or above it
+    assert not (tmp_path.parent / "a.npy").exists()
+
+
+def test_arrays_beyond_memory_are_refused_by_the_declared_sizes(path, monkeypatch):
+    np.savez_compressed(path, a=np.zeros(10**6, np.uint8), b=np.zeros(10**6, np.uint8), c=np.zeros(10**7, np.uint8))
+    monkeypatch.setattr(safe_files, "memory_size", lambda: 2_000_300)  # two arrays and their headers of 128 bytes
+    assert sum(array.nbytes for array in read_npz(path, ["a", "b"]).values()) == 2_000_000
+    monkeypatch.setattr(safe_files, "memory_size", lambda: 2_000_200)
+    with pytest.raises(InputError, match=r"declares arrays of 0\.002 GB, and this machine has 0\.002 GB of memory"):
+        read_npz(path, ["a", "b"])
+
+
+def test_a_pickle_in_a_member_is_not_executed(tmp_path, path):
+    trace = tmp_path / "executed"
+    content = pickled_npy(Payload(trace))
+    path.write_bytes(one(content))
+    with pytest.raises(InputError, match="holds Python objects, which only pickle could read"):
+        read_npz(path, ["a"])
+    assert not trace.exists()
+    np.load(io.BytesIO(content), allow_pickle=True)  # the payload is one that works
+    assert trace.is_dir()
+
+
+# JSON
+
+
+def test_json_beyond_its_limit_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps("x" * 98))  # 100 bytes with the quotes
+    assert read_json(path, limit=100) == "x" * 98
+    monkeypatch.setattr(utils.Path, "read_bytes", lambda path: pytest.fail("the file was read"))
+    with pytest.raises(InputError, match=r"file\.json has 100 bytes and such a file has 99 at most"):
+        read_json(path, limit=99)
+
+
+def test_json_of_a_share_of_memory_is_read_by_default(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps("x" * 98))
+    monkeypatch.setattr(utils, "memory_size", lambda: 100 * utils.JSON_SHARE)
+    assert read_json(path) == "x" * 98
+    monkeypatch.setattr(utils, "memory_size", lambda: 100 * utils.JSON_SHARE - 1)
+    with pytest.raises(InputError, match="has 100 bytes and such a file has 99 at most"):
+        read_json(path)
+
+
+def test_a_gigantic_json_that_takes_no_room_on_disk_is_refused(tmp_path):
+    path = tmp_path / "file.json"
+    with open(path, "wb") as file:
+        file.truncate(2**41)  # a hole of 2 TiB
+    with pytest.raises(InputError, match="at most"):
+        read_json(path)
+
+
+def test_json_from_a_pipe_or_a_folder_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(InputError, match="is no regular file"):
+            read_json(path)
+
+
+def test_memory_is_this_machines():
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 2**28 < memory_size() <= pages
+
+
+def test_memory_is_no_more_than_the_containers(tmp_path, monkeypatch):
+    limits = {"/sys/fs/cgroup/memory.max": "max\n", "/sys/fs/cgroup/memory/memory.limit_in_bytes": "123456789\n"}
+    monkeypatch.setattr(utils.Path, "read_text", lambda path: limits[str(path)])
+    assert memory_size() == 123456789
+
+
+# Fields
+
+
+NUMBERS = [(0, True), (3, True), (2**62 - 1, True), (2**62, False), (-1, False), (1.0, False), (True, False)]
+
+
+@pytest.mark.parametrize(("value", "expected"), [*NUMBERS, ("1", False), (None, False), ([1], False)])
+def test_counts(value, expected):
+    assert is_count(value) is expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, True), (1, True), (0.5, True), (-0.001, False), (1.001, False), (True, False), ("0.5", False),
+        (None, False), (float("nan"), False), (float("inf"), False), (10**400, False), (-(10**400), False),
+    ],
+)  # fmt: skip
+def test_numbers_within_bounds(value, expected):
+    assert is_number(value, 0, 1) is expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1e308, True), (-1e308, True), (10**400, False), (5, True)])
+def test_numbers_without_bounds(value, expected):
+    assert is_number(value) is expected
+
+
+def test_text():
+    assert is_text("") and not is_text(b"") and not is_text(None)
+
+
+def test_fields_are_checked_by_name(tmp_path):
+    path = tmp_path / "record.json"
+    checks = {"a": is_count, "b": is_text}
+    check_fields(path, {"a": 1, "b": "x", "c": None}, checks, remedy="restore it")
+    for content, message in (
+        ([], "holds no JSON object"),
+        ({"a": 1}, "lacks b"),
+        ({"a": -1, "b": "x"}, "a has a wrong type or value"),
+        ({"a": 1, "b": None}, "b has a wrong type or value"),
+    ):
+        with pytest.raises(InputError, match=rf"record\.json:? {message}; restore it$"):
+            check_fields(path, content, checks, remedy="restore it")
+
+
+def test_a_record_of_settings_is_far_smaller_than_its_limit():
+    assert len(json.dumps({str(number): "x" * 1000 for number in range(1000)})) < SMALL_JSON / 10
