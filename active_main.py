@@ -16,6 +16,7 @@ from common.acceleration import Precision
 from common.cli import run_cli
 from common.console import finish, log, set_quiet
 from common.determinism import deterministic
+from common.files import require_writable
 from common.interruption import Interruption
 from common.lock import folder_lock
 from datasets import load_data_and_split
@@ -29,7 +30,7 @@ from evals.features import Extraction, FeatureBank
 from evals.index_folder import IndexFolder, check_folder
 from evals.query import STRATEGIES
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
-from utils import InputError, require_writable, set_seed
+from utils import InputError, set_seed
 
 ROOT = Path(__file__).resolve().parent
 # What index files record of the flags: a query is continued with the same alone.

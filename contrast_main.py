@@ -25,6 +25,7 @@ from common.determinism import deterministic
 from common.experiment import recipe_for
 from common.interruption import Interruption
 from common.lock import folder_lock
+from common.provenance import RunLog
 from datasets import load_data_and_split
 from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
@@ -32,7 +33,7 @@ from training.engine import Objective, batch_per_process, make_forward, probe_ac
 from training.objectives import DistinctiveObjective, SemanticObjective
 from training.optim import LearningRate, build_optimizer
 from training.run import Run, check_folder, find_run, run_folder
-from utils import InputError, RunLog, set_seed
+from utils import InputError, set_seed
 
 
 def build_parser() -> argparse.ArgumentParser:

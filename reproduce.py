@@ -40,9 +40,11 @@ from common.experiment import (
     recipe_for,
     run_launcher,
 )
+from common.files import remove_leftovers, require_writable
 from common.interruption import Interruption
 from common.lock import folder_lock
-from common.record import Record, describe_device, file_digest, finished_epochs, logged_seconds
+from common.provenance import file_digest, int64_digest
+from common.record import Record, describe_device, finished_epochs, logged_seconds
 from common.schedule import Measured, Sizes, fit_scale
 from datasets import Dataset, Split, load_data_and_split
 from datasets.mixed import data_name
@@ -54,7 +56,7 @@ from evals.report import __main__ as report
 from evals.summary import read_accuracies, read_run
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from training.engine import steps_per_epoch
-from utils import InputError, Interrupted, int64_digest, remove_leftovers, require_writable
+from utils import InputError, Interrupted
 
 ROOT = Path(__file__).resolve().parent
 RECORD_FILE = "reproduce.json"

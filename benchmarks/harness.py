@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
-from common.checkpoint import git_commit, versions
+from common.files import atomic_write, write_json
 from common.flags import Parser, positive_int
-from utils import InputError, atomic_write, write_json
+from common.provenance import git_commit, versions
+from utils import InputError
 
 MIB = 2**20
 

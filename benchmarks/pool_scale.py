@@ -25,12 +25,13 @@ import torch
 from benchmarks import harness
 from benchmarks.query import CLASSES, SHIFTS, WIDTH, check_agreement
 from common.cli import run_cli
+from common.files import atomic_write, write_json
 from common.flags import Parser, positive_int
 from datasets.split import Split
 from evals.cycles import Cycle, query_cycles
 from evals.features import FeatureBank, MappedFeatures
 from evals.query import STRATEGIES
-from utils import InputError, atomic_write, write_json
+from utils import InputError
 
 SIZES = [100_000, 300_000, 1_000_000, 3_000_000, 10_000_000]
 WRITE_BLOCK = 65536

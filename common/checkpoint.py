@@ -11,22 +11,29 @@ import contextlib
 import hashlib
 import io
 import os
-import platform
 import random
-import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from common.console import warn
-from common.files import SMALL_JSON, check_fields, is_text
+from common.files import (
+    SMALL_JSON,
+    atomic_write,
+    check_fields,
+    is_text,
+    memory_size,
+    read_json,
+    read_regular,
+    write_json,
+)
+from common.provenance import git_commit, versions
 from common.safe_checkpoint import Refused, check_checkpoint
-from utils import InputError, atomic_write, memory_size, read_json, read_regular, write_json
+from utils import InputError
 
 MODEL_FILE = "last.model"
 RESUME_FILE = "last.ckpt"
@@ -302,28 +309,3 @@ def check_run(model_path: Path, *, split_digest: str, expected: dict[str, Any], 
             raise InputError(
                 f"{model_path} was trained with --{name} {trained}, not {value}; give the flag or file that fits"
             )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what results depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def git_commit() -> str:
-    """The commit of this code, with ``-dirty`` where files differ from it; ``unknown`` outside a checkout."""
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        return answer.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

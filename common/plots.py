@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils import atomic_write
+from common.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import platform
 import time
@@ -13,11 +12,12 @@ from typing import Any
 
 import torch
 
-from common.checkpoint import MODEL_FILE, PREVIOUS_FILE, RESUME_FILE, git_commit, is_state, load, load_last, versions
+from common.checkpoint import MODEL_FILE, PREVIOUS_FILE, RESUME_FILE, is_state, load, load_last
 from common.console import duration, log
-from common.files import SMALL_JSON, check_fields, is_count, is_number, is_text
+from common.files import SMALL_JSON, check_fields, is_count, is_number, is_text, read_json, require_writable, write_json
 from common.lock import LOCK_FILE
-from utils import LOG_FILE, InputError, read_json, require_writable, write_json
+from common.provenance import LOG_FILE, git_commit, versions
+from utils import InputError
 
 FORMAT_VERSION = 1
 
@@ -140,11 +140,6 @@ def describe_device(name: str, processes: int = 1) -> str:
     if name != "cpu" and torch.cuda.is_available():
         return f"{processes} x {torch.cuda.get_device_name()}"
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def logged_seconds(folder: Path, epochs: int | None = None) -> list[float]:

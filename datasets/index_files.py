@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from common.files import SMALL_JSON, is_count, is_number, is_text
-from utils import InputError, read_json, write_json
+from common.files import SMALL_JSON, is_count, is_number, is_text, read_json, write_json
+from utils import InputError
 
 FORMAT_VERSIONS = (1, 2)
 ANNOTATED = ("class_names", "labels", "files")  # fields of version 2 only

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import InputError, atomic_write, read_regular
+from common.files import atomic_write, read_regular
+from utils import InputError
 
 
 @dataclass(frozen=True)

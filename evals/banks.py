@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import checkpoint, distributed
+from common import checkpoint, distributed, provenance
 from common.console import log
+from common.files import require_writable
 from common.interruption import never_stop
-from common.record import file_digest
+from common.provenance import file_digest
 from evals import feature_cache
 from evals.features import Extraction, FeatureBank, extract_features
 from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS
-from utils import require_writable
 
 CPU_BATCH, GPU_BATCH = 100, 1000  # images of 32 pixels per forward batch where --test_batch_size is not given
 
@@ -44,9 +44,7 @@ class Sources:
     def of(cls, checkpoints: dict[str, Path], train_images: np.ndarray, indices: np.ndarray) -> Sources:
         """Reads the files and the images, uint8 (M, H, W, 3), at ``indices``, (N,); no image where there is no file."""
         digests = {name: file_digest(path) for name, path in checkpoints.items()}
-        return cls(
-            checkpoints, digests, feature_cache.image_digest(train_images, indices if checkpoints else indices[:0])
-        )
+        return cls(checkpoints, digests, provenance.image_digest(train_images, indices if checkpoints else indices[:0]))
 
     def record(self) -> dict[str, Any]:
         """As settings of an index file."""

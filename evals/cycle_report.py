@@ -8,11 +8,11 @@ import numpy as np
 
 from common import plots
 from common.console import log
+from common.files import atomic_write
 from datasets.base import Dataset
 from datasets.mixed import counted
 from evals.cycles import Cycle, best_utility
 from evals.metrics import describe
-from utils import atomic_write
 
 
 def cycle_line(cycle: Cycle, data: Dataset) -> str:

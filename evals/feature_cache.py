@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -21,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from common import distributed
-from common.files import SMALL_JSON
+from common.files import SMALL_JSON, current_umask, naming_file, read_json, write_json
 from common.interruption import never_stop
+from common.provenance import int64_digest
 from evals.features import (
     Extraction,
     FeatureBank,
@@ -31,20 +31,12 @@ from evals.features import (
     feature_blocks,
     require_finite,
 )
-from utils import InputError, current_umask, int64_digest, naming_file, read_json, write_json
+from utils import InputError
 
 Parts = Iterable[tuple[slice, Tensor]]  # rows, and their features
 FORMAT_VERSION = 1
 DTYPES = {"float32": np.float32, "float16": np.float16}
 HASH_BLOCK = 4096  # images per update of their digest
-
-
-def image_digest(images: np.ndarray, indices: np.ndarray) -> str:
-    """SHA-256 of the pixels of some images: uint8 (M, H, W, 3) at (N,)."""
-    pixels = hashlib.sha256()
-    for start in range(0, len(indices), HASH_BLOCK):
-        pixels.update(images[indices[start : start + HASH_BLOCK]].tobytes())
-    return pixels.hexdigest()
 
 
 def describe(*, checkpoint: str, images: str, indices: np.ndarray, how: Extraction, dtype: str) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import numpy as np
 
 from common import distributed
 from common.console import warn
+from common.files import read_json, remove_leftovers
 from datasets.base import Dataset
 from datasets.index_files import IndexFile, index_path, numbered_files, read_index_file, write_index_file
 from datasets.split import Split
 from evals.cycles import Cycle
-from utils import InputError, read_json, remove_leftovers
+from utils import InputError
 
 # Flags behind what the index files record under another name; the others are flags' own names.
 FLAGS = {

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import plots
+from common.files import atomic_write
+from common.provenance import int64_digest
 from datasets.index_files import IndexFile
 from datasets.split import Split
 from evals.summary import CycleSummary, summarize
-from utils import atomic_write, int64_digest
 
 # Counted in the index files that the authors published with their code, CIFAR-10, mismatch 0.8: target images among the
 # 1500 queried in cycles 1 to 7 (94.7, 93.0, 93.0, 94.8, 92.7, 78.1 and 29.3 %).

@@ -16,8 +16,10 @@ from pathlib import Path
 from common import arguments, plots
 from common.cli import run_cli
 from common.console import finish, log, set_quiet
+from common.files import atomic_write, require_writable
+from common.provenance import int64_digest
 from datasets.index_files import IndexFile, index_path, read_index_file
-from utils import InputError, atomic_write, int64_digest, require_writable
+from utils import InputError
 
 CLASSIFIER_SETTINGS = ("dataset", "mismatch", "recipe", "epochs", "batch_size", "lr")
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from common import checkpoint
+from common.files import read_json, write_json
 from datasets import load_data_and_split
-from utils import read_json, write_json
 
 DATA = "--dataset digits --mismatch 0.5 --device cpu"
 NET = "--model resnet8 --simclr_dim 16 --precision fp32"

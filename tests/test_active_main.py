@@ -23,13 +23,13 @@ import active_main
 from common import checkpoint
 from common.acceleration import Precision
 from common.cli import run_cli
+from common.files import read_json, write_json
 from datasets import load_data_and_split
 from datasets.index_files import index_path, read_index_file
 from datasets.split import Split
 from evals import banks
 from evals.features import FeatureBank
 from models import build_encoder
-from utils import read_json, write_json
 
 TARGETS = (2, 0)
 PER_CLASS = 30

@@ -29,10 +29,10 @@ import reproduce
 import train_classifier.main
 from common import checkpoint
 from common.cli import run_cli
+from common.files import read_json
 from datasets.index_files import read_index_file
 from tests.bad_input import ARGS, CACHE, CASES, CKPT, DATA, FIRST, MODEL, NET, NPZ, RECORD, SHORT, WORDS
 from tests.hostile import Payload, crafted_pickle, pickled_npy, write_zip
-from utils import read_json
 
 COMMANDS = {
     "contrast": contrast_main.main,

@@ -12,6 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.files import read_json, write_json
+from common.provenance import int64_digest
 from datasets.index_files import IndexFile, read_index_file, write_index_file
 from datasets.results_file import COLUMNS, Row, append_row, read_rows
 from datasets.split import Split, make_split
@@ -20,7 +22,7 @@ from evals.features import FeatureBank
 from evals.query import STRATEGIES
 from evals.scores import Neighbours, Scorer, add_labeled, distinctive_distance, min_max, semantic_score
 from training.losses import nt_xent
-from utils import InputError, int64_digest, read_json, write_json
+from utils import InputError
 
 always = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 fewer = settings(always, max_examples=12)  # whole queries take longer

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 import active_main
+from common.files import read_json, write_json
 from common.lock import folder_lock
 from datasets.index_files import index_path
 from evals import banks, index_folder
 from tests import test_active_main
 from tests.test_active_main import LAUNCH, SHIFTS, Place, files_in, resave, rewrite_data, run, run_program
-from utils import read_json, write_json
 
 place, template = test_active_main.place, test_active_main.template
 one_thread, program_name = test_active_main.one_thread, test_active_main.program_name

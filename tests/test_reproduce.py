@@ -26,7 +26,7 @@ import active_main
 import contrast_main
 import reproduce
 import train_classifier.main
-from common import checkpoint
+from common import checkpoint, provenance
 from common.cli import run_cli
 from common.experiment import (
     Experiment,
@@ -200,7 +200,7 @@ def test_the_result_says_what_it_rests_on(finished: tuple[Path, str]) -> None:
         assert f"| {stage} |" in page
     for name, value in {"k": "100.0", "target": "5", "mismatch": "0.5", "torch": torch.__version__}.items():
         assert f"| {name} | {value} |" in page
-    assert checkpoint.git_commit().removesuffix("-dirty") in page
+    assert provenance.git_commit().removesuffix("-dirty") in page
     assert (folder / "result.png").read_bytes().startswith(b"\x89PNG")
 
 

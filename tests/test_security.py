@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import datasets.torchvision_sets
+from common.files import atomic_write
 from datasets import load_dataset
 from tests.hostile import Payload
-from utils import InputError, atomic_write
+from utils import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = [path for path in sorted(ROOT.rglob("*.py")) if not {".venv", "tests"} & set(path.relative_to(ROOT).parts)]

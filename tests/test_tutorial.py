@@ -17,7 +17,7 @@ import active_main
 import contrast_main
 import train_classifier.main
 from common.cli import run_cli
-from utils import read_json
+from common.files import read_json
 
 COMMANDS = {
     "contrast_main.py": contrast_main.main,

@@ -14,17 +14,9 @@ import pytest
 import torch
 from tensorboardX.proto.event_pb2 import Event
 
-from utils import (
-    InputError,
-    RunLog,
-    atomic_write,
-    int64_digest,
-    naming_file,
-    read_json,
-    require_writable,
-    set_seed,
-    write_json,
-)
+from common.files import atomic_write, naming_file, read_json, require_writable, write_json
+from common.provenance import RunLog, int64_digest
+from utils import InputError, set_seed
 
 
 @pytest.fixture(autouse=True)

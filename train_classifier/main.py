@@ -38,9 +38,11 @@ from common.arguments import (  # noqa: E402
 from common.cli import run_cli  # noqa: E402
 from common.console import finish, log, set_quiet  # noqa: E402
 from common.determinism import deterministic  # noqa: E402
+from common.files import remove_leftovers, require_writable  # noqa: E402
 from common.interruption import Interruption  # noqa: E402
 from common.lock import folder_lock  # noqa: E402
 from common.plots import plot_accuracy  # noqa: E402
+from common.provenance import int64_digest  # noqa: E402
 from datasets import Dataset, Split, load_data_and_split  # noqa: E402
 from datasets.folder.labels import locate  # noqa: E402
 from datasets.index_files import default_index_dir, index_path, read_index_file  # noqa: E402
@@ -48,7 +50,7 @@ from datasets.results_file import Row, append_row, find_row, format_table, read_
 from train_classifier.engine import LabeledImages, Settings, train_together  # noqa: E402
 from train_classifier.folds import FOLDS, held_out  # noqa: E402
 from train_classifier.network import build_network  # noqa: E402
-from utils import Diverged, InputError, int64_digest, remove_leftovers, require_writable  # noqa: E402
+from utils import Diverged, InputError  # noqa: E402
 
 
 @dataclass(frozen=True)

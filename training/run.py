@@ -14,12 +14,13 @@ from torch.optim import Optimizer
 
 from common import checkpoint, distributed
 from common.console import log, warn
-from common.files import check_fields, is_count, is_text
+from common.files import check_fields, is_count, is_text, remove_leftovers, require_writable
 from common.interruption import Interruption
+from common.provenance import LOG_FILE
 from datasets.mixed import data_name
 from training.engine import Gathered
 from training.optim import load_optimizer
-from utils import LOG_FILE, Diverged, InputError, remove_leftovers, require_writable
+from utils import Diverged, InputError
 
 FORMAT_VERSION = 3  # 1: the order of an epoch was drawn on the CPU; 2: without a place within the epoch and a checksum
 READABLE_VERSIONS = (2, 3)

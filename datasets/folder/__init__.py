@@ -18,12 +18,13 @@ import numpy as np
 
 from common import distributed
 from common.console import log, warn
+from common.files import require_writable
 from datasets.base import UNKNOWN, Dataset, shown
 from datasets.folder import cache as image_cache
 from datasets.folder.cache import Entry, Index
 from datasets.folder.skipped import REPORT, announce
 from datasets.folder.walk import CACHE_FOLDER, Found, Skipped, walk
-from utils import InputError, require_writable
+from utils import InputError
 
 DEFAULT_SIZE = 32
 

@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from common.console import log, progress, warn
+from common.files import atomic_write, read_json
 from common.interruption import Interruption
 from common.lock import UNSUPPORTED
 from datasets.folder.pictures import CHANGED, Unusable, read_picture, strict_and_quiet
 from datasets.folder.walk import Found, Skipped
-from utils import InputError, Interrupted, atomic_write, read_json
+from utils import InputError, Interrupted
 
 FORMAT_VERSION = 3  # 1: without a checksum; 2: without the time of the last change of status
 IMAGES, MANIFEST, LOCK = "images.npy", "manifest.json", "lock"

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.console import log
+from common.files import atomic_write
 from datasets.folder.cache import Index
-from utils import atomic_write
 
 REPORT = "report.csv"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from common.files import atomic_write
 from evals.annotation.label_csv import Asked
-from utils import atomic_write
 
 SIDES = (128, 96, 64, 32)  # pixels of a thumbnail: the largest with which the sheet stays below MAX_PIXELS
 MAX_PIXELS = 40e6

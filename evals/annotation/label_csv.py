@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import InputError, atomic_write
+from common.files import atomic_write
+from utils import InputError
 
 COLUMNS = ("path", "suggested_class", "joint_score", "semantic_score", "distinctive_score", "label")
 OTHER = "other"  # the label of an image that is of none of the target classes

@@ -15,7 +15,7 @@ from PIL import Image
 
 from common import distributed
 from common.console import finish, log, warn
-from common.record import file_digest
+from common.provenance import file_digest
 from datasets.base import Dataset, shown
 from datasets.folder.labels import OTHER, Finder, class_number
 from datasets.folder.pictures import read_thumbnail

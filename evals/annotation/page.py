@@ -20,8 +20,8 @@ from typing import Any
 
 from PIL import Image
 
+from common.files import atomic_write
 from evals.annotation.label_csv import COLUMNS, OTHER, Asked, format_row, row_without_label
-from utils import atomic_write
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 OTHER_KEY = "o"

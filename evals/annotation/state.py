@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common.console import log, warn
-from common.record import file_digest
+from common.provenance import file_digest
 from datasets.base import Dataset, shown
 from datasets.folder.labels import locate
 from datasets.index_files import index_path, numbered_files, read_index_file

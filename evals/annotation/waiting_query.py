@@ -18,11 +18,11 @@ from typing import Any
 from PIL import Image
 
 from common.console import log
-from common.files import is_number, is_text
+from common.files import is_number, is_text, read_json, write_json
 from evals.annotation.contact_sheet import write_contact_sheet
 from evals.annotation.label_csv import Asked, format_table, write_table
 from evals.annotation.page import write_page
-from utils import InputError, read_json, write_json
+from utils import InputError
 
 FORMAT_VERSION = 1
 QUERY, TABLE, PAGE, SHEET = "query.json", "to_label.csv", "label.html", "contact_sheet.png"

@@ -15,6 +15,7 @@ import torch
 from common import arguments, distributed
 from common.cli import run_cli
 from common.console import log
+from common.files import atomic_write, require_writable
 from evals.report.curves import accuracy_section, found_section, named_queries, overview, training_section
 from evals.report.images import histogram_section, image_section, scatter_section
 from evals.report.maps import map_section
@@ -23,7 +24,7 @@ from evals.report.pool import gather
 from evals.report.runs import Run, find_runs
 from evals.report.settings import difference_section, record_section
 from evals.report.view import Pool
-from utils import InputError, atomic_write, require_writable
+from utils import InputError
 
 PAGE = "report.html"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.checkpoint import ARGS_FILE, MODEL_FILE
-from common.record import file_digest
+from common.provenance import file_digest
 from datasets.index_files import IndexFile
 from datasets.split import DEFAULT_MISMATCH
 from evals.report.located import names_images

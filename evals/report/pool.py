@@ -15,10 +15,11 @@ import torch
 from common.acceleration import Precision
 from common.checkpoint import MODEL_FILE
 from common.console import log
+from common.provenance import image_digest
 from datasets import Dataset, Split, load_data_and_split
 from datasets.torchvision_sets import without_downloads
 from evals.banks import Sources, default_batch, kept_features, load_encoder, with_shift
-from evals.feature_cache import image_digest, narrowed
+from evals.feature_cache import narrowed
 from evals.features import Extraction, FeatureBank, extract_features
 from evals.query import STRATEGIES
 from evals.report.encoders import data_settings, encoder_of

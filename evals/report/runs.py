@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from common.checkpoint import ARGS_FILE
-from common.files import SMALL_JSON
+from common.files import SMALL_JSON, read_json
+from common.provenance import LOG_FILE, int64_digest
 from datasets.index_files import IndexFile, index_path, read_index_file
 from evals.summary import CLASSIFIER_SETTINGS, read_accuracies
-from utils import LOG_FILE, InputError, int64_digest, read_json
+from utils import InputError
 
 RECORD_FILE = "reproduce.json"
 RESULTS_FILE = "results.csv"

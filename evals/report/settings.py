@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from common.checkpoint import git_commit, versions
+from common.provenance import git_commit, versions
 from common.record import duration
 from evals.report.page import Cell, Section, Table
 from evals.report.runs import Run, number

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from common import checkpoint
+from common.files import remove_leftovers, write_json
 from models import build_encoder
-from utils import InputError, remove_leftovers, write_json
+from utils import InputError
 
 DIGEST = "a" * 64
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from common import checkpoint
-from common.files import SMALL_JSON
+from common import checkpoint, provenance
+from common.files import SMALL_JSON, read_json, write_json
 from tests.hostile import Payload, crafted_pickle, write_zip
-from utils import InputError, read_json, write_json
+from utils import InputError
 
 DIGEST = "0123456789abcdef" * 4
 OTHER = "fedcba9876543210" * 4
@@ -318,7 +318,7 @@ def test_the_commit_is_asked_for_once_with_a_limit(monkeypatch):
         return subprocess.CompletedProcess(words, 0, stdout="abc-dirty\n")
 
     monkeypatch.setattr(subprocess, "run", answer)
-    assert checkpoint.git_commit() == "abc-dirty"
+    assert provenance.git_commit() == "abc-dirty"
     place = str(Path(checkpoint.__file__).parent)
     words = ["git", "-C", place, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     assert asked == [(words, {"capture_output": True, "text": True, "timeout": 10, "check": True})]
@@ -332,4 +332,4 @@ def test_without_git_the_commit_is_unknown(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(subprocess, "run", fail)
-    assert checkpoint.git_commit() == "unknown"
+    assert provenance.git_commit() == "unknown"

@@ -10,11 +10,11 @@ import zipfile
 import numpy as np
 import pytest
 
-import utils
 from common import files as safe_files
-from common.files import SMALL_JSON, check_fields, is_count, is_number, is_text, read_npz
+from common import files as utils
+from common.files import SMALL_JSON, check_fields, is_count, is_number, is_text, memory_size, read_json, read_npz
 from tests.hostile import Payload, npy, pickled_npy, with_declared_size
-from utils import InputError, memory_size, read_json
+from utils import InputError
 
 PIXELS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.provenance import int64_digest
 from datasets.base import UNKNOWN
 from datasets.split import CIFAR100_TARGETS, PROTOCOLS, given_split, make_split
-from utils import InputError, int64_digest
+from utils import InputError
 
 # METHOD.md, section 1: initial, unlabeled and contrast at mismatch 0.8.
 DIGESTS = {

@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 import torch
 
+from common import provenance
 from common.acceleration import Precision
+from common.files import read_json, write_json
 from evals import feature_cache
 from evals.banks import Sources
 from evals.features import Extraction, FeatureBank, MappedFeatures, extract_features
 from models import ContrastiveEncoder, build_encoder
 from models.transform_layers import Augmentation
-from utils import InputError, read_json, write_json
+from utils import InputError
 
 NAME, WIDTH = "distinctive", 5
 CHOSEN = np.array([0, 2, 4, 5, 7, 9, 11])
@@ -134,9 +136,9 @@ def test_the_record_names_all_that_the_features_depend_on(place):
 
 
 def test_images_are_hashed_in_order_whatever_the_blocks(place, monkeypatch):
-    whole = feature_cache.image_digest(place.images, CHOSEN)
-    monkeypatch.setattr(feature_cache, "HASH_BLOCK", 3)
-    assert feature_cache.image_digest(place.images, CHOSEN) == whole
+    whole = provenance.image_digest(place.images, CHOSEN)
+    monkeypatch.setattr(provenance, "HASH_BLOCK", 3)
+    assert provenance.image_digest(place.images, CHOSEN) == whole
 
 
 def test_the_batch_size_is_no_difference(place):

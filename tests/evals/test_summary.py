@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from common.cli import run_cli
+from common.provenance import int64_digest
 from datasets.index_files import IndexFile, write_index_file
 from evals import summary
-from utils import int64_digest
 
 HEADER = "dataset,mismatch,strategy,recipe,epochs,batch_size,lr,seed,index_digest,accuracy\n"
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import active_main  # noqa: F401
 import contrast_main  # noqa: F401
 import train_classifier.main  # noqa: F401
+from common.files import atomic_write
 from common.flags import positive_int, seed_number
 from tests.faults.campaign import Campaign
 from tests.faults.jobs import JOBS
 from tests.faults.report import page, table
-from utils import atomic_write
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from common.checkpoint import git_commit
+from common.provenance import git_commit
 from tests.faults.campaign import WEIGHTS, Tally
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from common import checkpoint
+from common.files import write_json
 from common.interruption import Interruption
 from common.record import Record, finished_epochs, logged_seconds
 from datasets import load_dataset
@@ -26,7 +27,7 @@ from models import build_encoder
 from models.transform_layers import Augmentation
 from training.optim import build_optimizer
 from training.run import Run
-from utils import InputError, write_json
+from utils import InputError
 
 IMAGES = 30
 DIGEST = "d" * 64

@@ -18,13 +18,14 @@ import torch
 
 from common.cli import run_cli
 from common.lock import folder_lock
+from common.provenance import int64_digest
 from datasets import Split, load_data_and_split
 from datasets.index_files import IndexFile, default_index_dir, index_path, write_index_file
 from datasets.results_file import COLUMNS, Row, append_row, format_table, read_rows, summarize
 from train_classifier import engine
 from train_classifier import main as command
 from train_classifier.main import ROOT, build_parser, folders, main
-from utils import Diverged, int64_digest
+from utils import Diverged
 
 
 @dataclasses.dataclass

@@ -21,6 +21,7 @@ import active_main
 import train_classifier.main
 from common import checkpoint
 from common.cli import run_cli
+from common.files import read_json, write_json
 from datasets import load_data_and_split
 from datasets.folder.labels import OTHER
 from datasets.split import make_split
@@ -32,7 +33,6 @@ from evals.features import FeatureBank
 from evals.query import STRATEGIES
 from models import build_encoder
 from tests.chromium import Tab, running_browser
-from utils import read_json, write_json
 
 KINDS = ("cat", "dog", "bird")  # birds are no target class
 

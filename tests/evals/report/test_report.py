@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from common.cli import run_cli
+from common.provenance import int64_digest
 from datasets.index_files import IndexFile, write_index_file
 from datasets.results_file import COLUMNS
 from evals.report import __main__ as report
-from utils import int64_digest
 
 HOSTILE = "<script>alert('x')</script> & \"$q$\" _é\u2028"
 DIGEST = "d" * 64
