@@ -30,7 +30,7 @@ from evals.features import Extraction, FeatureBank
 from evals.index_folder import IndexFolder, check_folder
 from evals.query import STRATEGIES
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
-from utils import InputError, set_seed
+from utils import InputError
 
 ROOT = Path(__file__).resolve().parent
 # What index files record of the flags: a query is continued with the same alone.
@@ -71,7 +71,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         deterministic(args.deterministic, device),
         contextlib.ExitStack() as locks,
     ):
-        set_seed(args.seed, rank=distributed.rank())
         precision = Precision.resolve(args.precision, device)
         precision.apply_to_products()
         data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))

@@ -33,7 +33,7 @@ from training.engine import Objective, batch_per_process, make_forward, probe_ac
 from training.objectives import DistinctiveObjective, SemanticObjective
 from training.optim import LearningRate, build_optimizer
 from training.run import Run, check_folder, find_run, run_folder
-from utils import InputError, set_seed
+from utils import InputError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,7 +67,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         resume = bool(args.resume_path) or args.resume == "auto"
         continued = distributed.from_first(lambda: find_run(folder, resume=resume))
-        set_seed(args.seed, rank=distributed.rank())
         acceleration.keep_freed_memory()
         precision = Precision.resolve(args.precision, device)
         precision.apply_to_products()

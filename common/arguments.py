@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.flags import Parser as Parser  # the commands take it from here
-from common.flags import natural, number, positive, positive_int, seed_number
+from common.parsing import Parser as Parser  # the commands take it from here
+from common.parsing import natural, number, positive, positive_int, seed_number
 
 DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "digits", "npz", "folder")
 IMAGENET_STEM_FROM = 128  # pixels; from there on its last stage sees 4x4 positions, as the CIFAR stem's does at 32

@@ -12,8 +12,11 @@ from typing import Any, TypeVar
 import rich.progress
 from rich.console import Console
 
+from utils import is_first_process
+
 WITHIN = "CCAL_WITHIN"  # environment variable of the processes that are stages of a larger command
 LINE_INTERVAL = 30  # seconds between two lines of progress in a log
+LONGEST_LINE = 2000  # characters of an error
 T = TypeVar("T")
 
 
@@ -31,7 +34,7 @@ def set_quiet(quiet: bool) -> None:
 
 def log(message: str, *, always: bool = False) -> None:
     """Prints from the first process, past a progress bar if one is drawn; under --quiet only what ``always`` says."""
-    if os.environ.get("RANK", "0") != "0" or (_Output.quiet and not always):
+    if not is_first_process() or (_Output.quiet and not always):
         return
     encoding = sys.stdout.encoding or "utf-8"
     message = message.encode(encoding, "backslashreplace").decode(encoding)  # names of files may hold any bytes
@@ -79,7 +82,7 @@ def progress(iterable: Iterable[T], *, description: str, total: int | None = Non
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
-    if os.environ.get("RANK", "0") != "0" or _Output.quiet:
+    if not is_first_process() or _Output.quiet:
         return iter(iterable)
     shown = _bar if sys.stderr.isatty() else _lines
     return shown(iterable, description=description, total=total, unit=unit)
@@ -145,3 +148,14 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def one_line(message: str) -> str:
+    """A message in one line of reasonable length, in which what came out of a file cannot steer a terminal."""
+    line = shown(" ".join(message.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+
+
+def shown(text: str) -> str:
+    """Text whose characters that cannot be printed are escaped, such as the name of a file."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -16,130 +16,86 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from common.failures import judged
-from common.peers import Peers, meet
-from utils import InputError, Interrupted, ProcessLost
+from utils import InputError, ProcessLost, is_first_process, launcher
 
 T = TypeVar("T")
 DEFAULT_TIMEOUT = 30.0  # minutes
 
+WORDS_OF_LOSS = ("gloo", "nccl", "pair closure", "connection closed", "connection reset", "broken pipe", "timed out")
+
 _timeout = timedelta(minutes=DEFAULT_TIMEOUT)
-_peers: Peers | None = None  # where there are several processes
-_stage = "the start"
 
 
-def setup(device: str = "auto", *, timeout_minutes: float = DEFAULT_TIMEOUT) -> torch.device:
-    """Joins the launcher's process group, if there is one, and returns this process's device.
+@contextlib.contextmanager
+def process_group(device: str = "auto", *, timeout_minutes: float = DEFAULT_TIMEOUT) -> Iterator[torch.device]:
+    """Joins the launcher's processes, if there are any, yields this process's device, and leaves them at the end.
 
     Args:
         device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
-        timeout_minutes: How long this process waits for the others, here and in every exchange.
+        timeout_minutes: How long this process waits for the others, at the start and in every exchange.
 
     Raises:
         InputError: ``cuda`` was asked for and is not there, or there are more processes than GPUs.
-        ProcessLost: Another process did not come.
+        ProcessLost: Another process did not come, is gone, or does not answer.
     """
+    chosen = choose_device(device)
+    try:
+        if launcher().world_size > 1:
+            _join(chosen, timeout_minutes)
+        yield chosen
+        barrier()
+    except RuntimeError as error:
+        if not _is_loss(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ProcessLost(
+            f"rank {launcher().rank} lost another process, or waited {timeout_minutes:g} minutes (--timeout_minutes) "
+            f"for it in vain: see what that one says, or the launcher's report ({reason})"
+        ) from error
+    finally:
+        _hosts.cache_clear()
+        if _joined():
+            dist.destroy_process_group()
+
+
+def choose_device(device: str) -> torch.device:
+    """This process's device, for --device; see process_group."""
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no GPU here; use --device cpu or leave --device out")
-    use_gpu = device != "cpu" and torch.cuda.is_available()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank() + 1))
-    if use_gpu and here > torch.cuda.device_count():
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    here, gpus = launcher(), torch.cuda.device_count()
+    if here.local_world_size > gpus:
         raise InputError(
-            f"{here} processes on this machine and {torch.cuda.device_count()} GPU(s): "
-            f"launch with --nproc_per_node={torch.cuda.device_count()} or use --device cpu"
+            f"{here.local_world_size} processes on this machine and {gpus} GPU(s): launch with "
+            f"--nproc_per_node={gpus} or use --device cpu"
         )
-    chosen = torch.device("cuda", local_rank()) if use_gpu else torch.device("cpu")
-    if use_gpu:
-        torch.cuda.set_device(chosen)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        _join(chosen, timeout_minutes)
-    return chosen
+    torch.cuda.set_device(here.local_rank)
+    return torch.device("cuda", here.local_rank)
 
 
 def _join(device: torch.device, timeout_minutes: float) -> None:
-    global _peers, _timeout
+    global _timeout
     # Its functions' default arguments keep the group that there is at the import. Kept to the end of the interpreter,
     # gloo's threads abort the process now and then (SIGABRT).
     import diffdist.functional  # noqa: F401
 
     _timeout = timedelta(minutes=timeout_minutes)
-    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     on_gpu = device.type == "cuda"
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        store, number, size = next(dist.rendezvous("env://", timeout=_timeout))
-        store.set_timeout(_timeout)
-        store = meet(store, number, size, within=60 * timeout_minutes)
-        _peers = Peers(store, number, size)
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            store=dist.PrefixStore("group", store),
-            rank=number,
-            world_size=size,
-            timeout=_timeout,
-            device_id=device if on_gpu else None,
-        )
-    except (
-        RuntimeError,
-        TimeoutError,
-        ValueError,
-    ) as error:  # torch's of a store, a network, or the launcher's environment
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_timeout, device_id=device if on_gpu else None)
+    except (RuntimeError, TimeoutError, ValueError) as error:  # of a store, a network, or the launcher's environment
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ProcessLost(
-            f"rank {os.environ.get('RANK')} did not meet the other processes at {address} within "
-            f"{timeout_minutes:g} minutes: {reason}"
+            f"rank {launcher().rank} did not meet the other processes at {address} within {timeout_minutes:g} minutes: "
+            f"{reason}"
         ) from error
 
 
-@contextlib.contextmanager
-def session(device: str = "auto", *, timeout_minutes: float = DEFAULT_TIMEOUT) -> Iterator[torch.device]:
-    """``setup`` on entering, leaving the process group on the way out.
-
-    Where one of several processes fails, the others end as well, as soon as they wait for it, and its message is the
-    one that run_cli shows: once, at every machine.
-
-    Raises:
-        ProcessLost: Another process is gone, hangs or has failed.
-    """
-    enter("the start")
-    chosen = setup(device, timeout_minutes=timeout_minutes)
-    try:
-        yield chosen
-        enter("the end")
-        barrier()
-        _leave()
-    except (Interrupted, KeyboardInterrupt):
-        _leave()
-        raise
-    except Exception as error:
-        if _peers is None:
-            raise
-        minutes = _timeout.total_seconds() / 60
-        shown = judged(error, _peers, local_rank=local_rank(), stage=_stage, minutes=minutes)
-        if shown is error:
-            raise
-        raise shown from error
-    finally:
-        _end()
-
-
-def _end() -> None:
-    global _peers
-    _hosts.cache_clear()
-    _peers = None
-    if _joined():
-        dist.destroy_process_group()
-
-
-def enter(stage: str) -> None:
-    """Notes what this process is about to do, for the message if the others are lost meanwhile."""
-    global _stage
-    _stage = stage
-
-
-def _leave() -> None:
-    # One that leaves while another still reads its last answer would look like one that was lost.
-    if _peers is not None:
-        _peers.leave()
+def _is_loss(error: RuntimeError) -> bool:
+    """Whether an exchange has failed; gloo's errors have no class of their own."""
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in WORDS_OF_LOSS)
 
 
 def _joined() -> bool:
@@ -154,11 +110,6 @@ def rank() -> int:
 def world_size() -> int:
     """The number of processes, 1 without a launcher."""
     return dist.get_world_size() if _joined() else 1
-
-
-def local_rank() -> int:
-    """This process's number on its machine, 0 without a launcher."""
-    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def is_main() -> bool:
@@ -188,7 +139,7 @@ def first_here() -> Iterator[None]:
 
 def is_first_here() -> bool:
     """Whether this is the first process of its machine."""
-    return not _joined() or local_rank() == 0
+    return is_first_process(on_this_machine=True)
 
 
 def all_gather(tensor: Tensor, *, dim: int = 0) -> Tensor:
@@ -323,3 +274,16 @@ def _require_apex() -> Any:
             "--parallel apex needs an NVIDIA apex build that still has apex.parallel, built from source "
             "(the PyPI package named apex is something else); leave the flag out to use torch's own"
         ) from None
+
+
+# Until the scripts use common/session.py.
+session, setup = process_group, choose_device
+
+
+def enter(stage: str) -> None:
+    """Until its callers are gone."""
+
+
+def local_rank() -> int:
+    """Until its callers are gone."""
+    return launcher().local_rank

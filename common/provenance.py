@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torchvision
 
-from common.files import atomic_write, naming_file, read_regular
+from common.files import atomic_write, is_number, naming_file, read_regular
 
 LOG_FILE = "log.jsonl"
 
@@ -65,6 +65,22 @@ class RunLog:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def read_log(folder: str | os.PathLike) -> tuple[list[dict[str, float]], int]:
+    """The epochs of a run's log.jsonl in order, finite numbers by name, and how many lines are damaged and left out."""
+    path = Path(folder) / LOG_FILE
+    lines = read_regular(path).decode(errors="replace").splitlines() if path.is_file() else []
+    epochs = [values for line in lines if "epoch" in (values := _numbers(line))]
+    return epochs, len(lines) - len(epochs)
+
+
+def _numbers(line: str) -> dict[str, float]:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return {name: value for name, value in content.items() if is_number(value)} if isinstance(content, dict) else {}
 
 
 def _epoch_of(line: str) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.settings import DataSettings
 from datasets.base import Dataset, require_variety
 from datasets.digits import load_digits
 from datasets.folder import ANNOTATION, find_form, load_folder
@@ -52,19 +53,7 @@ def load_dataset(
     return data
 
 
-def load_data_and_split(
-    name: str,
-    data_path: str | Path,
-    *,
-    mismatch: float,
-    target_classes: Sequence[int | str] | None = None,
-    initial_budget: int | None = None,
-    split_seed: int = 0,
-    image_size: int | None = None,
-    cache_dir: str | Path | None = None,
-    others: Sequence[str] | None = None,
-    others_path: str | Path | None = None,
-) -> tuple[Dataset, Split]:
+def load_data_and_split(settings: DataSettings | str, data_path: str | Path = "", **old: Any) -> tuple[Dataset, Split]:
     """Loads a data set and draws its initial split; what is None takes the value of the data set's protocol.
 
     With ``others`` the pool's other images come from further data sets, see datasets.mixed. A folder of images that
@@ -73,57 +62,60 @@ def load_data_and_split(
     Raises:
         InputError: See load_dataset and make_split; a data set without a protocol needs target classes.
     """
-    if others_path is not None and not others:
-        raise InputError(f"--others_path {others_path} is for --others; leave it out")
-    if name == "folder" and find_form(Path(data_path).expanduser()) is ANNOTATION:
-        refuse_drawing(mismatch=mismatch, target_classes=target_classes, initial_budget=initial_budget, others=others)
-        data = load_dataset(name, data_path, image_size=image_size, cache_dir=cache_dir)
+    if isinstance(settings, str):  # until all callers hand in settings
+        old["mismatch"] = None if old.get("mismatch") == DEFAULT_MISMATCH else old.get("mismatch")
+        settings = DataSettings(dataset=settings, data_path=str(data_path), **old)
+    name, path = settings.dataset, Path(settings.data_path).expanduser()
+    if settings.others_path is not None and not settings.others:
+        raise InputError(f"--others_path {settings.others_path} is for --others; leave it out")
+    # With others the cache may be theirs alone.
+    own_cache = settings.cache_dir if name == "folder" or not settings.others else None
+    if name == "folder" and find_form(path) is ANNOTATION:
+        refuse_drawing(settings)
+        data = load_dataset(name, path, image_size=settings.image_size, cache_dir=own_cache)
         return data, given_split(
-            data.train_labels, data.test_labels, num_classes=data.num_classes, seed=split_seed, content=data.digest
+            data.train_labels,
+            data.test_labels,
+            num_classes=data.num_classes,
+            seed=settings.split_seed,
+            content=data.digest,
         )
     protocol = PROTOCOLS.get(name)
+    target_classes = settings.target_classes or (protocol and protocol.target_classes)
     if target_classes is None:
-        if protocol is None:
-            raise InputError(f"--dataset {name} needs --target_classes (the classes that matter), such as 0 1")
-        target_classes = protocol.target_classes
-    if initial_budget is None:
-        initial_budget = protocol.initial_budget if protocol else DEFAULT_BUDGET
-    # With others the cache may be theirs alone.
-    own_cache = cache_dir if name == "folder" or not others else None
-    data = load_dataset(name, data_path, image_size=image_size, cache_dir=own_cache)
-    how = {
+        raise InputError(f"--dataset {name} needs --target_classes (the classes that matter), such as 0 1")
+    data = load_dataset(name, path, image_size=settings.image_size, cache_dir=own_cache)
+    draw = {
         "target_classes": class_numbers(target_classes, data.class_names),
-        "mismatch": mismatch,
-        "initial_budget": initial_budget,
-        "seed": split_seed,
+        "mismatch": DEFAULT_MISMATCH if settings.mismatch is None else settings.mismatch,
+        "initial_budget": settings.initial_budget or (protocol.initial_budget if protocol else DEFAULT_BUDGET),
+        "seed": settings.split_seed,
     }
-    if others:
-        place = others_path or (data_path if name in SOURCES else "~/data")
-        sources = load_sources(
-            others,
-            dataset=name,
-            data_path=Path(data_path).expanduser(),
-            others_path=Path(place).expanduser(),
-            image_size=data.image_size,
-            cache_dir=cache_dir,
-        )
-        return mix(data, sources, **how)
-    return data, make_split(data.train_labels, data.test_labels, **how, content=data.digest)
+    if not settings.others:
+        return data, make_split(data.train_labels, data.test_labels, **draw, content=data.digest)
+    others_path = Path(settings.others_path or (path if name in SOURCES else "~/data")).expanduser()
+    sources = load_sources(
+        settings.others,
+        dataset=name,
+        data_path=path,
+        others_path=others_path,
+        image_size=data.image_size,
+        cache_dir=settings.cache_dir,
+    )
+    return mix(data, sources, **draw)
 
 
-def refuse_drawing(*, mismatch: float, **flags: Any) -> None:
+def refuse_drawing(settings: DataSettings) -> None:
     """Refuses what would draw a split where a person has made it.
 
     Raises:
-        InputError: A flag of make_split is given.
+        InputError: A setting of make_split is given.
     """
-    flags["mismatch"] = None if mismatch == DEFAULT_MISMATCH else mismatch
-    for name, value in flags.items():
-        if value is not None:
-            flag = f"--{name}"
+    for name in ("mismatch", "target_classes", "initial_budget", "others"):
+        if getattr(settings, name) is not None:
             raise InputError(
-                f"{flag} draws a split, and a folder with labeled/ and unlabeled/ has one: every class of labeled/ is "
-                f"a target, unlabeled/ is the pool; leave {flag} out"
+                f"--{name} draws a split, and a folder with labeled/ and unlabeled/ has one: every class of labeled/ "
+                f"is a target, unlabeled/ is the pool; leave --{name} out"
             )
 
 

@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: Python has put this folder on the path, and the imports start at the root
     sys.path.insert(0, str(ROOT))
 
-from common import distributed, next_steps  # noqa: E402
-from common.acceleration import keep_freed_memory  # noqa: E402
-from common.arguments import (  # noqa: E402
+from common import distributed, next_steps
+from common.acceleration import keep_freed_memory
+from common.arguments import (
     Parser,
     add_classifier_args,
     add_data_args,
@@ -35,22 +35,22 @@ from common.arguments import (  # noqa: E402
     add_process_args,
     split_settings,
 )
-from common.cli import run_cli  # noqa: E402
-from common.console import finish, log, set_quiet  # noqa: E402
-from common.determinism import deterministic  # noqa: E402
-from common.files import remove_leftovers, require_writable  # noqa: E402
-from common.interruption import Interruption  # noqa: E402
-from common.lock import folder_lock  # noqa: E402
-from common.plots import plot_accuracy  # noqa: E402
-from common.provenance import int64_digest  # noqa: E402
-from datasets import Dataset, Split, load_data_and_split  # noqa: E402
-from datasets.folder.labels import locate  # noqa: E402
-from datasets.index_files import default_index_dir, index_path, read_index_file  # noqa: E402
-from datasets.results_file import Row, append_row, find_row, format_table, read_rows, summarize  # noqa: E402
-from train_classifier.engine import LabeledImages, Settings, train_together  # noqa: E402
-from train_classifier.folds import FOLDS, held_out  # noqa: E402
-from train_classifier.network import build_network  # noqa: E402
-from utils import Diverged, InputError  # noqa: E402
+from common.cli import run_cli
+from common.console import finish, log, set_quiet
+from common.determinism import deterministic
+from common.files import remove_leftovers, require_writable
+from common.interruption import Interruption
+from common.lock import folder_lock
+from common.plots import plot_accuracy
+from common.provenance import int64_digest
+from datasets import Dataset, Split, load_data_and_split
+from datasets.folder.labels import locate
+from datasets.index_files import default_index_dir, index_path, read_index_file
+from datasets.results_file import Row, append_row, find_row, format_table, read_rows, summarize
+from train_classifier.engine import LabeledImages, Settings, train_together
+from train_classifier.folds import FOLDS, held_out
+from train_classifier.network import build_network
+from utils import Diverged, InputError
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from common.arguments import (
     add_summary_args,
     resolved,
 )
-from common.flags import Parser, number
+from common.parsing import Parser, number
 from evals.banks import CPU_BATCH
 
 GROUPS = {

@@ -18,7 +18,8 @@ import active_main  # noqa: F401
 import contrast_main  # noqa: F401
 import train_classifier.main  # noqa: F401
 from common.files import atomic_write
-from common.flags import positive_int, seed_number
+from common.flags import positive_int
+from common.settings import seed_number
 from tests.faults.campaign import Campaign
 from tests.faults.jobs import JOBS
 from tests.faults.report import page, table
