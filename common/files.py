@@ -1,4 +1,4 @@
-"""Files that others may have made, read without trusting what they say of themselves.
+"""Files written whole or not at all, and files that others may have made, read without trusting them.
 
 A zip archive or an array header of a few bytes may declare terabytes. Nothing here takes memory on such a word: sizes
 are compared with the file's size, with each other and with the machine's memory first. Nothing is ever unpickled or
@@ -26,6 +26,155 @@ from utils import ENVIRONMENT_ERRNOS, InputError
 DEFLATE_RATIO = 1032  # deflate stores no more than this many bytes in one
 HEADER_LIMIT = 10_000  # bytes of an npy header; it holds a type, a flag and a shape
 SMALL_JSON = 2**24  # bytes of a record of settings: it holds tens of them, and no list of images
+JSON_SHARE = 64  # of the memory, for the text of a JSON file
+
+
+def require_writable(folder: str | os.PathLike, flag: str) -> None:
+    """Checks that a folder can be written or made, without making it.
+
+    Raises:
+        InputError: It, or the nearest existing folder above it, is not a writable folder; the message names ``flag``.
+    """
+    folder = Path(folder).absolute()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise InputError(f"{folder} cannot be written: {place} is not a writable folder; name another {flag}")
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=place, prefix=".probe."))
+    except OSError as error:  # permission is not all: /proc and the like let nobody make anything
+        if error.errno in ENVIRONMENT_ERRNOS:
+            raise
+        raise InputError(f"{folder} cannot be written ({place}: {error.strerror}); name another {flag}") from None
+
+
+@contextlib.contextmanager
+def naming_file(path: str | os.PathLike) -> Iterator[None]:
+    """Makes errors of the system that name no file, such as a full disk at a write, name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # another text would get lost beside a name
+            error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside ``path`` and renames it to ``path`` once it is written and flushed to disk.
+
+    A reader sees the old file or the new one, never a half of it; on an error, which names the file, the old file
+    stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with naming_file(path):
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~current_umask())
+            os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Has a renamed file's new name survive a power failure."""
+    with contextlib.suppress(OSError):  # not every file system can
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_leftovers(folder: str | os.PathLike, pattern: str) -> None:
+    """Removes what atomic_write left of files named like ``pattern`` when its process was killed.
+
+    For a folder in which nobody else writes: what a living process is writing would go, too.
+    """
+    for path in Path(folder).glob(f".{pattern}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def current_umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes ``content`` as indented JSON, atomically."""
+    text = json.dumps(content, indent=2, default=_plain, allow_nan=False) + "\n"
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def memory_size() -> int:
+    """Bytes of memory that this process may have: the machine's, or its container's limit."""
+    limits = [2**63]
+    if hasattr(os, "sysconf"):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            limits.append(int(Path(limit).read_text()))
+    return min(limits)
+
+
+def read_regular(path: str | os.PathLike, *, limit: int | None = None) -> bytes:
+    """The content of a regular file; a pipe would be waited for, and a device may have no end.
+
+    Args:
+        path: The file.
+        limit: The most bytes that it may have; by default a share of memory.
+
+    Raises:
+        InputError: It is missing, too large, or not a regular file.
+    """
+    limit = memory_size() // JSON_SHARE if limit is None else limit
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} is not a regular file; restore it or write it again")
+    if found.st_size > limit:
+        raise InputError(f"{path} has {found.st_size} bytes and such a file has {limit} at most; write it again")
+    return Path(path).read_bytes()
+
+
+def read_json(path: str | os.PathLike, *, limit: int | None = None) -> Any:
+    """Reads a JSON file.
+
+    Args:
+        path: The file.
+        limit: The most bytes that it may have; by default a share of memory that leaves room for its content, of which
+            the shortest elements, such as [], take more than twenty times as much as their text.
+
+    Raises:
+        InputError: The file is missing, too large, or no JSON.
+    """
+    content = read_regular(path, limit=limit)
+    try:
+        return json.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # no text, no JSON, a number too long, or nested too deep
+        raise InputError(f"{path} is not valid JSON ({error}); restore it or write it again") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def check_fields(path: Path, content: Any, checks: dict[str, Callable[[Any], bool]], *, remedy: str) -> None:
@@ -157,154 +306,3 @@ def check_header(file: IO[bytes]) -> int:
     if any(length < 0 for length in shape):
         raise ValueError(f"its shape is {shape}")
     return math.prod(shape) * dtype.itemsize
-
-
-JSON_SHARE = 64  # of the memory, for the text of a JSON file
-
-
-def require_writable(folder: str | os.PathLike, flag: str) -> None:
-    """Checks that a folder can be written or made, without making it.
-
-    Raises:
-        InputError: It, or the nearest folder above it that exists, is no writable folder; the message names ``flag``.
-    """
-    folder = Path(folder).absolute()
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise InputError(f"{folder} cannot be written: {place} is no writable folder; name another {flag}")
-    try:
-        os.rmdir(tempfile.mkdtemp(dir=place, prefix=".probe."))
-    except OSError as error:  # permission is not all: /proc and the like let nobody make anything
-        if error.errno in ENVIRONMENT_ERRNOS:
-            raise
-        raise InputError(f"{folder} cannot be written ({place}: {error.strerror}); name another {flag}") from None
-
-
-@contextlib.contextmanager
-def naming_file(path: str | os.PathLike) -> Iterator[None]:
-    """Makes errors of the system that name no file, such as a full disk at a write, name ``path``."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None:  # another text would get lost beside a name
-            error.filename = error.filename or str(path)
-        raise
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside ``path`` and renames it to ``path`` once it is written and flushed to disk.
-
-    A reader sees the old file or the new one, never a half of it; on an error, which names the file, the old file
-    stays.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with naming_file(path):
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~current_umask())
-            os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Has a renamed file's new name survive a power failure."""
-    with contextlib.suppress(OSError):  # not every file system can
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def remove_leftovers(folder: str | os.PathLike, pattern: str) -> None:
-    """Removes what atomic_write left of files named like ``pattern`` when its process was killed.
-
-    For a folder in which nobody else writes: what a living process is writing would go, too.
-    """
-    for path in Path(folder).glob(f".{pattern}.*.tmp"):
-        path.unlink(missing_ok=True)
-
-
-def current_umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Writes ``content`` as indented JSON, atomically."""
-    text = json.dumps(content, indent=2, default=_plain, allow_nan=False) + "\n"
-    with atomic_write(path) as file:
-        file.write(text.encode())
-
-
-def memory_size() -> int:
-    """Bytes of memory that this process may have: the machine's, or its container's limit."""
-    limits = [2**63]
-    if hasattr(os, "sysconf"):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-            limits.append(int(Path(limit).read_text()))
-    return min(limits)
-
-
-def read_regular(path: str | os.PathLike, *, limit: int | None = None) -> bytes:
-    """The content of a regular file; a pipe would be waited for, and a device may have no end.
-
-    Args:
-        path: The file.
-        limit: The most bytes that it may have; by default a share of memory.
-
-    Raises:
-        InputError: It is missing, too large, or no regular file.
-    """
-    limit = memory_size() // JSON_SHARE if limit is None else limit
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise InputError(f"{path} is no regular file; restore it or write it again")
-    if found.st_size > limit:
-        raise InputError(f"{path} has {found.st_size} bytes and such a file has {limit} at most; write it again")
-    return Path(path).read_bytes()
-
-
-def read_json(path: str | os.PathLike, *, limit: int | None = None) -> Any:
-    """Reads a JSON file.
-
-    Args:
-        path: The file.
-        limit: The most bytes that it may have; by default a share of memory that leaves room for its content, of which
-            the shortest elements, such as [], take more than twenty times as much as their text.
-
-    Raises:
-        InputError: The file is missing, too large, or no JSON.
-    """
-    content = read_regular(path, limit=limit)
-    try:
-        return json.loads(content.decode())
-    except (ValueError, RecursionError) as error:  # no text, no JSON, a number too long, or nested too deep
-        raise InputError(f"{path} is not valid JSON ({error}); restore it or write it again") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -41,6 +41,7 @@ SIGNALS = {signal.SIGALRM: "--max_minutes", **{getattr(signal, name): name for n
 # A launcher passes Ctrl-C on to processes that the terminal has told already: two so close together are one.
 ONE_REQUEST = 2.0  # seconds
 LEAST_MARGIN = 5.0  # seconds
+PATIENCE = 3.0  # seconds for which the first process may speak alone: a launcher ends all as soon as one has failed
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS reads it before its first product
 LOCK_FILE = ".lock"
 HELD = {errno.EAGAIN, errno.EACCES}
@@ -333,6 +334,6 @@ def _say(message: str, *, wait: bool = True) -> None:
     if not is_first_process(on_this_machine=True):
         if not wait:
             return
-        time.sleep(3)  # a launcher ends all processes as soon as one has failed
+        time.sleep(PATIENCE)
     clear_progress()
     print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr, flush=True)

@@ -9,8 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import cli
-from common.cli import run_cli
+from common import session
 
 PATIENCE = 120.0  # seconds after which a process counts as hanging
 PRELOADED = ["common.distributed", "diffdist.functional", "contrast_main"]
@@ -89,5 +88,5 @@ def _work(command, rank, size, port, folder, arguments):
     os.dup2(told, 1)
     os.dup2(told, 2)
     sys.argv = ["main.py"]
-    cli.wait_for_the_first_process = lambda: time.sleep(0.2)
-    sys.exit(run_cli(lambda words: command(words, rank, *arguments), []))
+    session.PATIENCE = 0.2
+    sys.exit(session.run_command(lambda words: command(words, rank, *arguments), []))

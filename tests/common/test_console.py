@@ -16,7 +16,8 @@ def no_launcher(monkeypatch):
 
 def test_log_prints_from_the_first_process_only(monkeypatch, capsys):
     log("one")
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
     log("two")
     assert capsys.readouterr().out == "one\n"
 

@@ -1,18 +1,32 @@
-"""Archives, arrays and JSON that lie about themselves or would run code."""
+"""common/files.py: whole files or none, and files that lie about themselves or would run code."""
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import stat
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common import files as safe_files
-from common import files as utils
-from common.files import SMALL_JSON, check_fields, is_count, is_number, is_text, memory_size, read_json, read_npz
+from common import files
+from common.files import (
+    atomic_write,
+    check_fields,
+    is_count,
+    is_number,
+    is_text,
+    memory_size,
+    naming_file,
+    read_json,
+    read_npz,
+    require_writable,
+    write_json,
+)  # fmt: skip
 from tests.hostile import Payload, npy, pickled_npy, with_declared_size
 from utils import InputError
 
@@ -97,9 +111,9 @@ def test_an_archive_that_lies_is_refused_before_an_array_is_made(tmp_path, path,
 
 def test_arrays_beyond_memory_are_refused_by_the_declared_sizes(path, monkeypatch):
     np.savez_compressed(path, a=np.zeros(10**6, np.uint8), b=np.zeros(10**6, np.uint8), c=np.zeros(10**7, np.uint8))
-    monkeypatch.setattr(safe_files, "memory_size", lambda: 2_000_300)  # two arrays and their headers of 128 bytes
+    monkeypatch.setattr(files, "memory_size", lambda: 2_000_300)  # two arrays and their headers of 128 bytes
     assert sum(array.nbytes for array in read_npz(path, ["a", "b"]).values()) == 2_000_000
-    monkeypatch.setattr(safe_files, "memory_size", lambda: 2_000_200)
+    monkeypatch.setattr(files, "memory_size", lambda: 2_000_200)
     with pytest.raises(InputError, match=r"declares arrays of 0\.002 GB, and this machine has 0\.002 GB of memory"):
         read_npz(path, ["a", "b"])
 
@@ -122,19 +136,9 @@ def test_json_beyond_its_limit_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "file.json"
     path.write_text(json.dumps("x" * 98))  # 100 bytes with the quotes
     assert read_json(path, limit=100) == "x" * 98
-    monkeypatch.setattr(utils.Path, "read_bytes", lambda path: pytest.fail("the file was read"))
+    monkeypatch.setattr(files.Path, "read_bytes", lambda path: pytest.fail("the file was read"))
     with pytest.raises(InputError, match=r"file\.json has 100 bytes and such a file has 99 at most"):
         read_json(path, limit=99)
-
-
-def test_json_of_a_share_of_memory_is_read_by_default(tmp_path, monkeypatch):
-    path = tmp_path / "file.json"
-    path.write_text(json.dumps("x" * 98))
-    monkeypatch.setattr(utils, "memory_size", lambda: 100 * utils.JSON_SHARE)
-    assert read_json(path) == "x" * 98
-    monkeypatch.setattr(utils, "memory_size", lambda: 100 * utils.JSON_SHARE - 1)
-    with pytest.raises(InputError, match="has 100 bytes and such a file has 99 at most"):
-        read_json(path)
 
 
 def test_a_gigantic_json_that_takes_no_room_on_disk_is_refused(tmp_path):
@@ -148,7 +152,7 @@ def test_a_gigantic_json_that_takes_no_room_on_disk_is_refused(tmp_path):
 def test_json_from_a_pipe_or_a_folder_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(InputError, match="is no regular file"):
+        with pytest.raises(InputError, match="regular file"):
             read_json(path)
 
 
@@ -159,7 +163,7 @@ def test_memory_is_this_machines():
 
 def test_memory_is_no_more_than_the_containers(tmp_path, monkeypatch):
     limits = {"/sys/fs/cgroup/memory.max": "max\n", "/sys/fs/cgroup/memory/memory.limit_in_bytes": "123456789\n"}
-    monkeypatch.setattr(utils.Path, "read_text", lambda path: limits[str(path)])
+    monkeypatch.setattr(files.Path, "read_text", lambda path: limits[str(path)])
     assert memory_size() == 123456789
 
 
@@ -185,15 +189,6 @@ def test_numbers_within_bounds(value, expected):
     assert is_number(value, 0, 1) is expected
 
 
-@pytest.mark.parametrize(("value", "expected"), [(1e308, True), (-1e308, True), (10**400, False), (5, True)])
-def test_numbers_without_bounds(value, expected):
-    assert is_number(value) is expected
-
-
-def test_text():
-    assert is_text("") and not is_text(b"") and not is_text(None)
-
-
 def test_fields_are_checked_by_name(tmp_path):
     path = tmp_path / "record.json"
     checks = {"a": is_count, "b": is_text}
@@ -208,5 +203,92 @@ def test_fields_are_checked_by_name(tmp_path):
             check_fields(path, content, checks, remedy="restore it")
 
 
-def test_a_record_of_settings_is_far_smaller_than_its_limit():
-    assert len(json.dumps({str(number): "x" * 1000 for number in range(1000)})) < SMALL_JSON / 10
+# Writing
+
+
+@pytest.fixture
+def path_of_old(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    return path
+
+
+def test_a_file_is_replaced_once_it_is_whole(tmp_path, path_of_old):
+    with atomic_write(path_of_old) as file:
+        file.write(b"new")
+        assert path_of_old.read_bytes() == b"old"
+    assert path_of_old.read_bytes() == b"new"
+    with atomic_write(str(tmp_path / "a" / "b" / "file")) as file:
+        file.write(b"new")
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path)) == ["a", "file"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_error_keeps_the_old_file(tmp_path, path_of_old, error):
+    with pytest.raises(error), atomic_write(path_of_old) as file:
+        file.write(b"half of the ne")
+        raise error("stop")
+    assert path_of_old.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("function", ["fsync", "chmod", "replace"])
+def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch, function):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, function, refuse)
+    with pytest.raises(OSError) as caught, atomic_write(tmp_path / "file") as file:
+        file.write(b"new")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(FileNotFoundError) as caught, naming_file(tmp_path / "file"):
+        open(tmp_path / "other")
+    assert caught.value.filename == str(tmp_path / "other")  # an error that names its file keeps it
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_file_has_the_permissions_of_the_umask(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with atomic_write(tmp_path / "file"):
+            pass
+        assert os.umask(mask) == mask  # left as it was
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+
+
+def test_a_folder_that_can_be_written_is_left_unmade_and_others_are_refused(tmp_path):
+    require_writable(tmp_path / "a" / "b", "--out")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is not a writable folder; name another --out"):
+        require_writable(tmp_path / "file" / "b", "--out")
+    if Path("/proc/self").is_dir():  # where not even root can make anything
+        with pytest.raises(InputError, match=r"^/proc/x cannot be written .*; name another --feature_cache$"):
+            require_writable("/proc/x", "--feature_cache")
+
+
+def test_json_comes_back_as_plain_values(tmp_path):
+    path = tmp_path / "sub" / "file.json"
+    values = {"float": np.float64(0.25), "int": np.int64(7), "array": np.asarray([[1, 2]]), "path": Path("a/b")}
+    write_json(path, values)
+    assert read_json(path) == {"float": 0.25, "int": 7, "array": [[1, 2]], "path": "a/b"}
+    with pytest.raises(TypeError, match="set has no JSON form"):
+        write_json(path, {"a": {1}})
+    write_json(path, {"a": 1})
+    assert path.read_bytes() == b'{\n  "a": 1\n}\n'
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"a": 1', b"{'a': 1}", b"\xff\xfe\x00", b"[" * 100_000, b"[" + b"1" * 5000 + b"]"],
+    ids=["empty", "cut off", "single quotes", "binary", "nested too deep", "number too long"],
+)  # fmt: skip
+def test_what_is_not_json_is_refused_by_name(tmp_path, content):
+    (tmp_path / "file.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"file\.json is not valid JSON"):
+        read_json(tmp_path / "file.json")
+    with pytest.raises(InputError, match=r"absent\.json does not exist"):
+        read_json(tmp_path / "absent.json")
