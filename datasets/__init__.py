@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.paper import DEFAULT_BUDGET, DEFAULT_MISMATCH, PROTOCOLS
 from common.settings import DataSettings
 from datasets.base import Dataset, require_variety
 from datasets.digits import load_digits
 from datasets.folder import ANNOTATION, find_form, load_folder
 from datasets.mixed import load_sources, mix
 from datasets.npz import load_npz
-from datasets.split import DEFAULT_MISMATCH, PROTOCOLS, Split, given_split, make_split
+from datasets.split import Split, given_split, make_split
 from datasets.torchvision_sets import SOURCES, load_torchvision
 from utils import InputError
 
@@ -22,7 +23,6 @@ LOADERS = {
     "npz": load_npz,
     "folder": load_folder,
 }
-DEFAULT_BUDGET = 800
 
 
 def load_dataset(

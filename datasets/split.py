@@ -14,27 +14,6 @@ import numpy as np
 from datasets.base import UNKNOWN
 from utils import InputError
 
-# Four superclasses of CIFAR-100; the position in the list is the class number that the classifier sees.
-CIFAR100_TARGETS = (3, 42, 43, 88, 97, 15, 19, 21, 32, 39, 35, 63, 64, 66, 75, 37, 50, 65, 74, 80)
-
-
-DEFAULT_MISMATCH = 0.8
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """A data set's default target classes and number of images labeled at the start."""
-
-    target_classes: tuple[int, ...]
-    initial_budget: int
-
-
-PROTOCOLS = {
-    "cifar10": Protocol((0, 1), 800),
-    "cifar100": Protocol(CIFAR100_TARGETS, 800),
-    "digits": Protocol((0, 1), 20),
-}
-
 
 @dataclass(frozen=True)
 class Split:

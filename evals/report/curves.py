@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from common.paper import PUBLISHED_FOUND, PUBLISHED_LABELED, PUBLISHED_POOL_TARGETS, PUBLISHED_QUERIED
 from common.provenance import int64_digest
-from evals.outcome import PUBLISHED_FOUND, PUBLISHED_LABELED, PUBLISHED_QUERIED
 from evals.report.page import Cell, Figure, Section, Table
 from evals.report.panels import GREY, INK, PALETTE, draw_curves, draw_panel
 from evals.report.runs import EncoderRun, Query, Run, number
 
-PUBLISHED_POOL_TARGETS = 9200  # of CIFAR-10 at mismatch 0.8
 CURVES = 10  # of one figure; the table has all
 EPOCH_ROWS = 60
 Named = tuple[str, Run, Query]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from common.checkpoint import ARGS_FILE, MODEL_FILE
+from common.paper import DEFAULT_MISMATCH
 from common.provenance import file_digest
 from datasets.index_files import IndexFile
-from datasets.split import DEFAULT_MISMATCH
 from evals.report.located import names_images
 from evals.report.runs import EncoderRun, Query, Run, read_encoder
 from utils import InputError

@@ -11,7 +11,8 @@ import pytest
 import sklearn.datasets
 import torchvision.datasets
 
-from datasets import DEFAULT_BUDGET, LOADERS, load_data_and_split, load_dataset, torchvision_sets
+from common.paper import DEFAULT_BUDGET
+from datasets import LOADERS, load_data_and_split, load_dataset, torchvision_sets
 from datasets.base import MAX_CLASSES
 from utils import InputError
 
