@@ -6,7 +6,6 @@ import math
 import random
 import re
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,14 +31,6 @@ DIGESTS = {
         "92c372247ce528fdc1130c1ac3552493701cdd2206dd61c27b2413ce90998d5f",
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def shared():
-    folder = Path(__file__).resolve().parents[3] / "shared"
-    if not folder.is_dir():
-        pytest.skip(f"the protocol's label files are not here: {folder} does not exist")
-    return folder
 
 
 def synthetic_labels(n_images, n_classes, seed):
@@ -133,16 +124,6 @@ def test_another_seed_is_another_split():
     assert one.labeled.tolist() == expected != zero.labeled.tolist()
     assert one.seed == 1
     assert one.digest != zero.digest
-
-
-def test_digest_by_hand():
-    """Each of initial, pool, test and classes: its length and its values, as little-endian int64."""
-    labels = np.asarray([1, 0, 1, 0, 2, 2, 2])
-    split = make_split(labels, np.asarray([2, 0, 1]), target_classes=(1, 0), mismatch=0.0, initial_budget=3)
-    initial, pool = split.labeled.tolist(), split.unlabeled.tolist()
-    assert sorted(initial + pool) == [0, 1, 2, 3]
-    words = [3, *initial, 1, *pool, 2, 1, 2, 2, 1, 0]
-    assert split.digest == hashlib.sha256(struct.pack(f"<{len(words)}q", *words)).hexdigest()
 
 
 def test_the_order_of_the_classes_changes_the_digest_alone():
@@ -241,12 +222,6 @@ def test_annotate_everything_and_nothing(split):
     assert same.set_aside.tolist() == []
 
 
-def test_annotate_refuses_an_image_twice_in_one_cycle(split):
-    first = split.unlabeled[0]
-    with pytest.raises(InputError, match="queried twice in one cycle"):
-        split.annotate(np.asarray([first, split.unlabeled[1], first]), LABELS)
-
-
 def test_annotate_refuses_strangers(split):
     outside = sorted(set(range(len(LABELS))) - set(split.labeled.tolist()) - set(split.unlabeled.tolist()))
     for stranger in (split.labeled[0], outside[0], len(LABELS), -1):
@@ -301,22 +276,6 @@ def test_refusals(change, message):
     with pytest.raises(InputError) as caught:
         make_split(asked.pop("train_labels"), asked.pop("test_labels"), **asked)
     assert str(caught.value) == message
-
-
-def test_the_largest_initial_budget_leaves_one_target_in_the_pool():
-    split = make_split(LABELS, LABELS, target_classes=(0, 1), mismatch=0.5, initial_budget=19)
-    assert len(split.labeled) == 19
-    assert np.sum(LABELS[split.unlabeled] < 2) == 1
-
-
-def test_an_unknown_class_is_told_which_exist():
-    labels = np.asarray([2, 5, 9] * 4)
-    with pytest.raises(InputError, match=r"class 3 has no images; the data set has classes 2 5 9$"):
-        make_split(labels, labels, target_classes=(3,), mismatch=0, initial_budget=1)
-    many = np.arange(0, 60, 2)
-    listed = " ".join(str(label) for label in range(0, 40, 2))
-    with pytest.raises(InputError, match=rf"the data set has classes {listed} \.\.\.$"):
-        make_split(many, many, target_classes=(3,), mismatch=0, initial_budget=1)
 
 
 def test_a_class_left_without_a_labeled_image_is_named():
