@@ -1,8 +1,10 @@
-"""Imports go one way: utils < common < {datasets, models} < {training, evals, ...} < the main scripts < reproduce."""
+"""The house's rules: imports go one way, few entries a folder, short functions, nothing seeded or opened on import."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,12 @@ LAYERS = {
     "train_classifier": 3,
     "contrast_main": 4,
     "active_main": 4,
+    "reproduce": 4,
     "benchmarks": 5,
-    "reproduce": 5,
 }
+ENTRIES = {"common": 12, "datasets": 11, "evals": 14}  # at most
+FUNCTION, MAIN = 80, 60  # lines, at most
+SCRIPTS = ("contrast_main", "active_main", "reproduce", "train_classifier.main", "evals.summary", "evals.report")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -49,9 +54,10 @@ def our_files() -> list[tuple[str, Path]]:
     return found
 
 
-@pytest.mark.parametrize(("package", "path"), our_files(), ids=lambda value: getattr(value, "name", value))
-def test_a_file_imports_only_from_layers_below(package: str, path: Path) -> None:
-    assert not wrong_imports(package, path.read_text())
+@pytest.mark.parametrize("package", LAYERS)
+def test_a_package_imports_only_from_layers_below(package: str) -> None:
+    wrong = {str(path): wrong_imports(package, path.read_text()) for name, path in our_files() if name == package}
+    assert not {path: names for path, names in wrong.items() if names}
 
 
 @pytest.mark.parametrize(
@@ -68,16 +74,47 @@ def test_the_check_sees_wrong_imports(package: str, source: str, wrong: set[str]
     assert wrong_imports(package, source) == wrong
 
 
+@pytest.mark.parametrize("package", ENTRIES)
+def test_a_folder_has_few_entries(package: str) -> None:
+    found = [path.name for path in (ROOT / package).iterdir() if path.name != "__pycache__"]
+    assert len(found) <= ENTRIES[package], sorted(found)
+
+
+def test_functions_fit_on_a_screen_and_main_reads_as_a_table_of_contents() -> None:
+    long = []
+    for package, path in our_files():
+        if package == "benchmarks":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if lines > (MAIN if node.name == "main" else FUNCTION):
+                    long.append(f"{path.relative_to(ROOT)}: {node.name}, {lines} lines")
+    assert not long
+
+
+def test_no_layer_below_the_scripts_knows_a_commands_name() -> None:
+    """What to run next is put together in the scripts."""
+    names = ("contrast_main", "active_main", "reproduce.py", "train_classifier.main", "train_classifier/main")
+    named = []
+    for package, path in our_files():
+        if LAYERS[package] >= 4 or path.name in ("main.py", "__main__.py"):
+            continue
+        tree = ast.parse(path.read_text())
+        texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings may
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts:
+                named += [f"{path.relative_to(ROOT)}:{node.lineno}" for name in names if name in node.value]
+    assert not named
+
+
 def test_importing_seeds_nothing_and_opens_no_window(root: Path) -> None:
     """A package that is imported leaves the global random streams alone and chooses no matplotlib backend."""
-    import subprocess
-    import sys
-
     code = (
-        "import rich.style;"  # it draws one number when it is imported, which is before set_seed
+        "import rich.style;"  # it draws one number when it is imported
         "import random, sys; random.seed(1); expected = random.Random(1).random();"
         "import torch; torch.manual_seed(1); state = torch.get_rng_state();"
-        "import contrast_main, active_main, train_classifier.main, evals.summary, reproduce;"
+        f"import {', '.join(SCRIPTS)};"
         "assert random.random() == expected; assert torch.equal(torch.get_rng_state(), state);"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
