@@ -15,7 +15,8 @@ from PIL import Image
 from common.console import log, warn
 from datasets.base import Dataset
 from datasets.digits import load_digits
-from datasets.folder import ANNOTATION, BENCHMARK, index_others
+from datasets.folder import index_others
+from datasets.folder.walk import ANNOTATION, BENCHMARK
 from datasets.npz import load_npz
 from datasets.split import Split, make_split
 from datasets.torchvision_sets import SOURCES, load_part

@@ -1,322 +1,188 @@
-"""The images of a folder, decoded once: a memory-mapped array beside a manifest of the files that it was made of.
+"""The images of a folder, decoded once: a memory-mapped array beside a manifest of the files that it was made from.
 
-The cache folder holds images.npy (uint8, (N, size, size, 3)), manifest.json (every file's path, size, time of change,
-SHA-256 and row) and report.csv (see datasets.folder.skipped). The manifest is removed before images.npy is replaced and
-written last, so images without one belong to an indexing that did not end, and are made again.
+The manifest is removed before images.npy is replaced, and written last: images without one are read again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import errno
+import fcntl
 import hashlib
-import io
 import itertools
 import json
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import tempfile
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 
 from common.console import log, progress, warn
-from common.files import atomic_write, read_json
-from common.interruption import Interruption
+from common.files import atomic_write, naming_file, read_json, remove_leftovers
 from common.lock import UNSUPPORTED
-from datasets.folder.pictures import CHANGED, Unusable, read_picture, strict_and_quiet
-from datasets.folder.walk import Found, Skipped
-from utils import InputError, Interrupted
+from datasets.folder.pictures import UNREADABLE, Unusable, read_picture
+from datasets.folder.walk import File
+from utils import InputError
 
-FORMAT_VERSION = 3  # 1: without a checksum; 2: without the time of the last change of status
+FORMAT_VERSION = 4
 IMAGES, MANIFEST, LOCK = "images.npy", "manifest.json", "lock"
-CHUNK = 32  # files per task of a thread
-BLOCK = 1024  # images per step when rows are moved
-TRANSIENT = ("unreadable", CHANGED)  # where there is no SHA-256 either, the file itself was not to be had
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What is known of one file.
-
-    Attributes:
-        path: Relative to the folder.
-        size: In bytes.
-        mtime_ns, ctime_ns: When it was last changed, see folder_walk.Found.
-        sha256: Of its content; None if it was not read to its end.
-        problem: Why it is left out, in a word or two; nothing if it is an image.
-        detail: The problem in more words; of an image, what was done to it that one would not expect.
-        row: In images.npy; None where it is not there.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    sha256: str | None
-    problem: str = ""
-    detail: str = ""
-    row: int | None = None
-
-
-@dataclass(frozen=True)
-class Index:
-    """A folder's images.
-
-    Attributes:
-        images: Memory-mapped, uint8 (N, size, size, 3).
-        entries: One per image, in the order of the rows.
-        left_out: Everything else.
-    """
-
-    images: np.ndarray
-    entries: list[Entry]
-    left_out: list[Skipped]
-
-
-# Chooses among all files that hold an image: those to keep, in their order, and the others with the reason.
-Choose = Callable[[Sequence[Entry]], tuple[list[Entry], list[Skipped]]]
-
-
-def make_index(
-    root: Path, files: Sequence[Found], skipped: Sequence[Skipped], *, size: int, folder: Path, choose: Choose
-) -> Index:
-    """The index of a folder's files; only those that are new or changed since the last time are read.
+def read_images(root: Path, found: Sequence[File] | None, *, size: int, cache: Path) -> tuple[np.ndarray, list[File]]:
+    """Reads the images that are new or changed; the pixels of the others are kept.
 
     Args:
-        root: The folder.
-        files: Its files, in the order that the images shall have.
-        skipped: What else lies there, for the report.
+        root: The folder of images.
+        found: Its files, in the order that the images shall have; None if another process has just called this.
         size: Height and width of the images in pixels.
-        folder: Of the cache.
-        choose: Which of the images to keep, such as one of several copies.
+        cache: The cache folder.
+
+    Returns:
+        The images, memory-mapped, uint8 (N, size, size, 3), and the files with what is known of each.
+
+    Raises:
+        InputError: The cache is not up to date and cannot be written.
     """
-    with locked(folder):
-        known = _known(folder, size)
-        entries = {file.path: known[file.path] for file in files if _unchanged(root, file, known.get(file.path))}
-        kept, _ = choose([*entries.values()])
-        done = len(entries) == len(files) == len(known) and all(entry.row is not None for entry in kept)
-        if not done:
-            if not os.access(folder, os.W_OK):
-                raise InputError(f"{folder} is not up to date and cannot be written; name another --cache_dir")
-            known = _rebuild(root, files, entries, size=size, folder=folder, choose=choose)
-        return _index(folder, size, known, skipped, choose)
-
-
-def read_index(folder: Path, *, size: int, choose: Choose) -> Index:
-    """The index as another process of this machine has just made it."""
-    with locked(folder):
-        return _index(folder, size, _known(folder, size), (), choose)
+    cache.mkdir(parents=True, exist_ok=True)
+    with locked(cache):
+        files = _read_manifest(cache, size)
+        if found is not None:
+            known = {file.path: file for file in files or ()}
+            current = [_if_unchanged(root, file, known.get(file.path)) for file in found]
+            if current != files:
+                files = _rebuild(root, found, current, files or [], size=size, cache=cache)
+        elif files is None:
+            raise InputError(f"{cache} was removed while it was in use; start again")
+        return _open_images(cache), files
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time in a cache folder, across all commands; a folder that cannot be written is only read."""
-    import fcntl
-
-    writable = os.access(folder, os.W_OK)
-    with open(folder / LOCK, "a" if writable else "r") as file:
+def locked(cache: Path) -> Iterator[None]:
+    """One process at a time in a cache folder, across all commands."""
+    with open(cache / LOCK, "a" if os.access(cache, os.W_OK) else "r") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log(f"waiting for another command that reads the images into {folder}")
+            log(f"waiting for another command that reads the images into {cache}")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-            warn(f"{folder} cannot be locked ({error.strerror}): start no second command on these images meanwhile")
+            warn(f"{cache} cannot be locked ({error.strerror}): start no second command on these images meanwhile")
         yield
 
 
-def _unchanged(root: Path, file: Found, entry: Entry | None) -> bool:
-    if entry is None or _stamp(entry) != _stamp(file):
-        return False
-    to_be_had = entry.sha256 is None and entry.problem in TRANSIENT
-    return not (to_be_had and os.access(os.path.join(root, file.path), os.R_OK))
+def _if_unchanged(root: Path, file: File, known: File | None) -> File | None:
+    if known is None or (known.label, known.size, known.mtime_ns) != (file.label, file.size, file.mtime_ns):
+        return None
+    readable_now = known.problem.startswith(UNREADABLE) and os.access(root / file.path, os.R_OK)
+    return None if readable_now else known
 
 
-def _stamp(file: Entry | Found) -> tuple[int, int, int]:
-    """Changes with the file. The first two alone would not: archives and copies give many files one time."""
-    return file.size, file.mtime_ns, file.ctime_ns
-
-
-def _known(folder: Path, size: int) -> dict[str, Entry]:
-    """The manifest's entries by path; none where there is no manifest, or one that does not fit its images."""
-    if not (folder / MANIFEST).is_file():
-        return {}
-    try:
-        content = read_json(folder / MANIFEST)
-        assert content["format_version"] == FORMAT_VERSION and content["image_size"] == size
-        assert content["sha256"] == _digest(content["files"])
-        entries = {values[0]: Entry(*values) for values in content["files"]}
-        images = _map(folder)
-        rows = sorted(entry.row for entry in entries.values() if entry.row is not None)
-        assert images.shape == (len(rows), size, size, 3) and images.dtype == np.uint8 and rows == [*range(len(rows))]
-    except Exception as error:  # a damaged file can raise anything; what it says is not needed, only its images
-        warn(f"{folder} is damaged ({type(error).__name__}) or of another version: the images are read again")
-        return {}
-    return entries
-
-
-def _map(folder: Path) -> np.ndarray:
-    # Copy on write: torch wants arrays that can be written, and nothing that does so reaches the file.
-    return np.lib.format.open_memmap(folder / IMAGES, mode="c")
-
-
-def _index(folder: Path, size: int, known: dict[str, Entry], skipped: Sequence[Skipped], choose: Choose) -> Index:
-    kept, surplus = choose([*known.values()])
-    left_out = [Skipped(entry.path, entry.problem, entry.detail) for entry in known.values() if entry.problem]
-    images = _map(folder) if kept else np.empty((0, size, size, 3), dtype=np.uint8)
-    return Index(images, kept, [*skipped, *left_out, *surplus])
-
-
-def _rebuild(
-    root: Path, files: Sequence[Found], entries: dict[str, Entry], *, size: int, folder: Path, choose: Choose
-) -> dict[str, Entry]:
-    """Writes images.npy and the manifest anew, and returns what is in it by path.
-
-    Args:
-        root: The folder.
-        files: All its files.
-        entries: Those whose files need not be read, by path; the others are added.
-        size: Of the images.
-        folder: Of the cache.
-        choose: See make_index.
-    """
-    temporary = folder / f".{IMAGES}.{os.getpid()}.tmp"
-    places = {file.path: place for place, file in enumerate(files)}
-    try:
-        out = _allocate(temporary, (len(files), size, size, 3))
-        if any(entry.row is not None for entry in entries.values()):
-            old = _map(folder)
-            for entry in entries.values():
-                if entry.row is not None:
-                    out[places[entry.path]] = old[entry.row]
-        stopped = _decode_all(root, files, entries, out, places, choose)
-        known = _in_order(files, entries)
-        kept = [entry for entry in choose(known)[0] if entry.row is not None]
-        _compact(temporary, out, [places[entry.path] for entry in kept])
-        del out
-        rows = {entry.path: row for row, entry in enumerate(kept)}
-        known = [dataclasses.replace(entry, row=rows.get(entry.path)) for entry in known]
-        (folder / MANIFEST).unlink(missing_ok=True)
-        os.replace(temporary, folder / IMAGES)
-        _write_manifest(folder, size, known)
-        if stopped:
-            raise stopped
-        return {entry.path: entry for entry in known}
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _in_order(files: Sequence[Found], entries: dict[str, Entry]) -> list[Entry]:
-    return [entries[file.path] for file in files if file.path in entries]
-
-
-def _write_manifest(folder: Path, size: int, entries: Sequence[Entry]) -> None:
-    """As JSON with a line per file, which is quick for a million of them."""
-    rows = [dataclasses.astuple(entry) for entry in entries]
-    lines = ",\n".join(map(json.dumps, rows))
-    fields = json.dumps([field.name for field in dataclasses.fields(Entry)])
-    head = f'"format_version": {FORMAT_VERSION}, "image_size": {size}, "fields": {fields}, "sha256": "{_digest(rows)}"'
-    with atomic_write(folder / MANIFEST) as file:
-        file.write(f'{{{head}, "files": [\n{lines}\n]}}\n'.encode())
-
-
-def _digest(rows: Iterable[Sequence[object]]) -> str:
-    """SHA-256 of the manifest's rows: one that is damaged and still JSON would leave images out, or mix them up."""
-    content = hashlib.sha256()
-    for row in rows:
-        content.update(json.dumps(row).encode() + b"\n")
-    return content.hexdigest()
-
-
-def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # a full disk would end a write through the mapping with a signal
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return out
-
-
-def _decode_all(
-    root: Path,
-    files: Sequence[Found],
-    entries: dict[str, Entry],
-    out: np.memmap,
-    places: dict[str, int],
-    choose: Choose,
-) -> Interrupted | None:
-    """Reads the files that have no entry, and images to keep that have no row, into their places.
-
-    Returns:
-        What to raise, once the entries so far are saved, where a signal asked for that.
-    """
-    with Interruption() as interruption:
-        while todo := _missing(files, entries, choose):
-            with contextlib.closing(_decode(root, todo, out, places)) as found:
-                for entry in found:
-                    entries[entry.path] = entry
-                    if interruption.due():
-                        return interruption.stop("the images read so far are kept; the same command reads the others")
+def _read_manifest(cache: Path, size: int) -> list[File] | None:
+    """The files in the manifest; None where there is no manifest, or one that does not match the images."""
+    if not (cache / MANIFEST).is_file():
+        return None
+    with contextlib.suppress(Exception):  # a damaged file can raise anything
+        content = read_json(cache / MANIFEST)
+        files = [File(*values) for values in content["files"]]
+        shape = (sum(file.row is not None for file in files), size, size, 3)
+        images = _open_images(cache)
+        actual = (content["format_version"], content["sha256"], images.dtype, images.shape)
+        if actual == (FORMAT_VERSION, _digest(content["files"]), np.uint8, shape):
+            return files
+    warn(f"{cache} is damaged or of another version: the images are read again")
     return None
 
 
-def _missing(files: Sequence[Found], entries: dict[str, Entry], choose: Choose) -> list[Found]:
-    """The files that are new or changed; without any, those whose pixels are not at hand: a copy that was left out is
-    needed once the file that stood for it is gone."""
-    new = [file for file in files if file.path not in entries]
-    if new:
-        return new
-    kept, _ = choose(_in_order(files, entries))
-    return [Found(entry.path, *_stamp(entry)) for entry in kept if entry.row is None]
+def _digest(rows: list) -> str:
+    """SHA-256 of the manifest's content: damage might make one image the copy of another."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def _decode(root: Path, todo: Sequence[Found], out: np.memmap, places: dict[str, int]) -> Generator[Entry, None, None]:
-    """Entries of files, in any order, with several threads: Pillow and SHA-256 leave the interpreter to the others."""
+def _open_images(cache: Path) -> np.ndarray:
+    # Copy on write: torch wants arrays that can be written, and nothing that does so reaches the file.
+    return np.lib.format.open_memmap(cache / IMAGES, mode="c")
 
-    def run(chunk: Sequence[Found]) -> list[Entry]:
-        return [_decode_one(root, file, out, places[file.path]) for file in chunk]
 
-    chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
-    with strict_and_quiet():
-        executor = ThreadPoolExecutor(_cpus())
+def _rebuild(
+    root: Path, found: Sequence[File], current: list[File | None], old: Sequence[File], *, size: int, cache: Path
+) -> list[File]:
+    """Writes images.npy and the manifest anew; ``current`` is what is known of each file, None if it must be read."""
+    if not os.access(cache, os.W_OK):
+        raise InputError(f"{cache} is not up to date and cannot be written; name another --cache_dir")
+    remove_leftovers(cache, "*")  # of a command that was killed
+    rows = {file.sha256: file.row for file in old if file.row is not None}
+    pixels, bytes_each = _open_images(cache) if rows else None, 3 * size**2
+    # An image that is known and has no row was a copy in several classes.
+    to_read = [i for i, file in enumerate(current) if file is None or (file.sha256 and file.sha256 not in rows)]
+    with tempfile.TemporaryFile(dir=cache) as scratch, naming_file(cache / IMAGES):
+        fresh = _read_files(root, {i: found[i] for i in to_read}, size, scratch.fileno())
+        files = without_copies([fresh.get(i, file) for i, file in enumerate(current)])
+        shape = (sum(file.row is not None for file in files), size, size, 3)
+        with atomic_write(cache / IMAGES) as out:
+            np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for i, file in enumerate(files):
+                if file.row is not None and i in fresh:
+                    out.write(os.pread(scratch.fileno(), bytes_each, bytes_each * i))
+                elif file.row is not None:
+                    out.write(pixels[rows[file.sha256]])
+            (cache / MANIFEST).unlink(missing_ok=True)
+    content = [[*vars(file).values()] for file in files]
+    with atomic_write(cache / MANIFEST) as out:
+        manifest = {"format_version": FORMAT_VERSION, "sha256": _digest(content), "files": content}
+        out.write(json.dumps(manifest).encode())
+    return files
+
+
+def _read_files(root: Path, files: dict[int, File], size: int, scratch: int) -> dict[int, File]:
+    """Decodes numbered files, with threads, and writes the pixels of each to its place in the scratch file."""
+
+    def read(task: tuple[int, File]) -> tuple[int, File]:
+        i, file = task
         try:
-            entries = itertools.chain.from_iterable(executor.map(run, chunks))
-            yield from progress(entries, description="reading images", total=len(todo), unit="file")
+            picture = read_picture(root / file.path, size)
+        except Unusable as error:
+            return i, replace(file, problem=str(error))
+        if os.pwrite(scratch, picture.pixels.tobytes(), picture.pixels.size * i) < picture.pixels.size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return i, replace(file, sha256=picture.sha256, note=picture.note)
+
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPool(threads) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of huge images, which are left out, and of odd metadata
+        try:
+            done = pool.imap_unordered(read, files.items(), chunksize=32)
+            return dict(progress(done, description="reading images", total=len(files), unit="file"))
         finally:
-            executor.shutdown(cancel_futures=True)
+            pool.terminate()
+            pool.join()  # no thread may write once the scratch file is closed
 
 
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def without_copies(files: Sequence[File]) -> list[File]:
+    """Chooses one of several files with the same content, a labeled one or else the first, and numbers the rows.
 
-
-def _decode_one(root: Path, file: Found, out: np.memmap, place: int) -> Entry:
-    try:
-        picture = read_picture(os.path.join(root, file.path), out.shape[1])
-    except Unusable as error:
-        return Entry(file.path, *_stamp(file), error.digest, error.problem, error.detail)
-    out[place] = picture.pixels
-    stamp = picture.size, picture.mtime_ns, picture.ctime_ns
-    return Entry(file.path, *stamp, picture.digest, detail=picture.note, row=place)
-
-
-def _compact(path: Path, out: np.memmap, places: Sequence[int]) -> None:
-    """Moves the rows at ``places`` (ascending) to the front and cuts the file off behind them."""
-    chosen = np.asarray(places, dtype=np.int64)
-    if len(chosen) < len(out):
-        for start in range(0, len(chosen), BLOCK):
-            rows = chosen[start : start + BLOCK]
-            out[start : start + len(rows)] = out[rows]
-    out.flush()
-    offset, shape = out.offset, (len(chosen), *out.shape[1:])
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    assert header.tell() == offset  # NumPy leaves room in the header for any number of rows
-    with open(path, "r+b") as file:
-        file.write(header.getvalue())
-        file.truncate(offset + int(np.prod(shape)))
-        file.flush()
-        os.fsync(file.fileno())
+    Copies in different classes contradict each other: none of them is used, while one in the pool is.
+    """
+    groups = defaultdict(list)
+    for file in sorted(files, key=lambda file: file.label is None):
+        if file.sha256:
+            groups[file.sha256].append(file)
+    problems = {}
+    for group in groups.values():
+        labeled = [file for file in group if file.label is not None]
+        if len({file.label for file in labeled}) > 1:
+            names = " and ".join(file.path for file in labeled)
+            problems |= {file.path: f"contradiction: {names}" for file in labeled}
+            group = group[len(labeled) :]
+        problems |= {file.path: f"duplicate: of {group[0].path}" for file in group[1:]}
+    row, result = itertools.count(), []
+    for file in files:
+        problem = problems.get(file.path, "") if file.sha256 else file.problem
+        result.append(replace(file, problem=problem, row=None if problem else next(row)))
+    return result

@@ -1,13 +1,14 @@
-"""What people said about images of a folder, kept by the files' content: indices shift as a folder changes.
+"""The labels that people gave in an annotated query, found again in the folder as it is now.
 
-An index file of an annotated query names each image by path and SHA-256. Here these are found again in the folder as
-it is now. Where an image lies in a class folder of labeled/ by now, that is its label, whatever was said before.
+The index file of an annotated query names each image by path and SHA-256, because image numbers shift as the folder
+changes. An image that lies in a class folder of labeled/ by now has that label, whatever was said before.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,80 +17,60 @@ from datasets.base import UNKNOWN, Dataset, shown
 from datasets.index_files import IndexFile
 from utils import InputError
 
-OTHER = -2  # the label of an image of which a person said that it is of no target class
-SHOWN = 3  # paths that a warning names
-
-
-@dataclass(frozen=True)
-class Located:
-    """An index file's images in the data set as it is now.
-
-    Attributes:
-        labels: Of all train images: the folder's own, what people said (OTHER for images that were set aside), else
-            UNKNOWN, int64 (N,).
-        labeled: Labeled images of the file that are still there, in its order, int64 (L,).
-        annotated: Those of them whose label a person gave in a query: they lie in the pool's folder, int64 (A,).
-        set_aside: Images of no target class that are still in the pool's folder, int64 (S,).
-        lost: Why labels of the file no longer count, each with the paths that it is true of.
-    """
-
-    labels: np.ndarray
-    labeled: np.ndarray
-    annotated: np.ndarray
-    set_aside: np.ndarray
-    lost: dict[str, list[str]] = field(default_factory=dict)
-
-    def warn(self, name: str) -> None:
-        """Warns of labels of the file ``name`` that are lost."""
-        for reason, paths in self.lost.items():
-            more = f", and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-            listing = ", ".join(shown(path) for path in paths[:SHOWN])
-            warn(f"{len(paths)} labeled image(s) of {name} {reason} ({listing}{more})")
-
-
+SET_ASIDE = -2  # the label of a queried image that is of no target class
+# Why a label of the file does not count any more.
 GONE = "are no longer in the folder and left out of the labeled set"
 CHANGED = "have changed since they were labeled, so they are in the pool again"
 TAKEN_BACK = "were moved from labeled/ into unlabeled/, so they are in the pool again"
 
 
-def locate(content: IndexFile, name: str, data: Dataset) -> Located:
-    """Finds the images of an annotated query's index file.
+@dataclass(frozen=True)
+class Located:
+    """The images of an index file in the data set as it is now."""
 
-    Args:
-        content: Of the file.
-        name: Of the file, for messages.
-        data: Of a folder with labeled/ and unlabeled/.
+    labels: np.ndarray  # of all train images: the folder's own or people's, SET_ASIDE or UNKNOWN, int64 (N,)
+    labeled: np.ndarray  # labeled images of the file that are still there, in its order, int64 (L,)
+    annotated: np.ndarray  # those of them that lie in unlabeled/: their label is from a query, int64 (A,)
+    set_aside: np.ndarray  # images of no target class that are still in unlabeled/, int64 (S,)
+    lost: dict[str, list[str]]  # paths of labeled images that do not count any more, by the reason
+
+    def warn(self, name: str) -> None:
+        """Warns of the lost labels of the file ``name``."""
+        for reason, paths in self.lost.items():
+            listing = ", ".join(map(shown, paths[:3])) + (f", and {len(paths) - 3} more" if len(paths) > 3 else "")
+            warn(f"{len(paths)} labeled image(s) of {name} {reason} ({listing})")
+
+
+def locate(content: IndexFile, name: str, data: Dataset) -> Located:
+    """Finds the images of an annotated query's index file, called ``name`` in messages.
 
     Raises:
         InputError: The file does not name its images, or the folder of a class is gone.
     """
     if content.files is None:
-        raise InputError(f"{name} does not name its images by path: it is of no query with --annotate")
-    finder = Finder(data)
-    labels = data.train_labels.copy()
+        raise InputError(f"{name} does not name its images by path: it is not of a query with --annotate")
+    finder, labels, lost = Finder(data), data.train_labels.copy(), defaultdict(list)
     labeled: list[int] = []
     annotated: list[int] = []
-    lost: dict[str, list[str]] = {}
     for (path, digest), number in zip(content.files["labeled"], content.labels, strict=True):
         image = finder.find(path, digest)
         if image is None:
-            lost.setdefault(CHANGED if finder.is_there(path) else GONE, []).append(path)
-        elif data.train_labels[image] != UNKNOWN:
-            labeled.append(image)
-        elif path.startswith("labeled/"):
-            lost.setdefault(TAKEN_BACK, []).append(path)
+            lost[CHANGED if path in finder.by_path else GONE].append(path)
+        elif data.train_labels[image] == UNKNOWN and path.startswith("labeled/"):
+            lost[TAKEN_BACK].append(path)
         else:
-            labels[image] = class_number(content.class_names[number], data.class_names, name)
             labeled.append(image)
-            annotated.append(image)
-    found = (finder.find(path, digest) for path, digest in content.files["set_aside"])
+            if data.train_labels[image] == UNKNOWN:
+                labels[image] = class_number(content.class_names[number], data.class_names, name)
+                annotated.append(image)
+    found = [finder.find(path, digest) for path, digest in content.files["set_aside"]]
     set_aside = [image for image in found if image is not None and data.train_labels[image] == UNKNOWN]
-    labels[set_aside] = OTHER
-    return Located(labels, *(np.asarray(part, dtype=np.int64) for part in (labeled, annotated, set_aside)), lost)
+    labels[set_aside] = SET_ASIDE
+    return Located(labels, *(np.asarray(part, dtype=np.int64) for part in (labeled, annotated, set_aside)), dict(lost))
 
 
 def class_number(label: str, class_names: Sequence[str], name: str) -> int:
-    """A class's number in the folder as it is now.
+    """The number that the class of a label in the file ``name`` has in the folder as it is now.
 
     Raises:
         InputError: Its folder is gone.
@@ -97,30 +78,22 @@ def class_number(label: str, class_names: Sequence[str], name: str) -> int:
     if label not in class_names:
         raise InputError(
             f"{name} has images of class {label!r}, and there is no folder labeled/{shown(label)} any more: put it "
-            "back (with an image in it), or begin anew with another --index_dir"
+            "back (with an image in it), or start again with another --index_dir"
         )
     return class_names.index(label)
 
 
 class Finder:
-    """Finds files of a folder by content, wherever they lie now.
-
-    Args:
-        data: Its images, no two of which have the same content.
-    """
+    """Finds the images of a folder by content, wherever they lie now; no two have the same content."""
 
     def __init__(self, data: Dataset) -> None:
         self._labels = data.train_labels
         self._by_digest = {digest: image for image, digest in enumerate(data.digests)}
-        self._by_path = {path: image for image, path in enumerate(data.paths)}
+        self.by_path = {path: image for image, path in enumerate(data.paths)}
 
     def find(self, path: str, digest: str) -> int | None:
-        """The image with this content; or, where the path lies in a class folder, whatever is there now."""
+        """The image with this content; or, if the path lies in a class folder, the image that is there now."""
         if digest in self._by_digest:
             return self._by_digest[digest]
-        image = self._by_path.get(path)
+        image = self.by_path.get(path)
         return None if image is None or self._labels[image] == UNKNOWN else image
-
-    def is_there(self, path: str) -> bool:
-        """Whether an image lies at this path."""
-        return path in self._by_path

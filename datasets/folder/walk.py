@@ -1,97 +1,132 @@
-"""Which files lie in a person's folder, and which of them are not even looked into."""
+"""The form of a folder of images, and which files lie in it."""
 
 from __future__ import annotations
 
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from pathlib import Path
 
-CACHE_FOLDER = ".ccal_cache"  # our own
-
-
-@dataclass(frozen=True)
-class Found:
-    """A file, by its path relative to the folder (POSIX, as os.fsdecode gives it).
-
-    Attributes:
-        path: labeled/cat/a.png, say.
-        size: In bytes.
-        mtime_ns: When it was last changed, as it says itself.
-        ctime_ns: When its content or status was last changed, which programs cannot set.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-    ctime_ns: int
+from datasets.base import shown
+from utils import InputError
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A file or folder that is left out without being read."""
+class Form:
+    """How a folder is laid out."""
 
-    path: str
-    problem: str
-    detail: str = ""
+    parts: tuple[str, ...]  # its subfolders, "test" last
+    pool: str = ""  # the one without class folders, if there is one
 
 
-def walk(root: str | os.PathLike, parts: Sequence[str]) -> tuple[list[Found], list[Skipped]]:
-    """All files in some subfolders, however deep, part by part and sorted by path within each.
+ANNOTATION = Form(("labeled", "unlabeled", "test"), pool="unlabeled")
+BENCHMARK = Form(("train", "test"))
+CACHE_FOLDER = ".ccal_cache"
 
-    A link counts as what it leads to if that lies in the folder, too; others are skipped, as are hidden files. A
-    subfolder itself may be a link to anywhere: whoever put it there meant it.
 
-    Args:
-        root: The folder.
-        parts: Names of subfolders; one that is not there has no files.
+@dataclass(frozen=True)
+class File:
+    """What the walk finds of a file and, from sha256 on, what reading it adds."""
+
+    path: str  # relative to the folder, such as labeled/cat/a.png (POSIX, as os.fsdecode gives it)
+    label: str | None = None  # the class folder that it lies in; None in the pool
+    size: int = 0  # bytes
+    mtime_ns: int = 0
+    sha256: str = ""  # of the content; empty if that is not a usable image
+    problem: str = ""  # why it is left out, a kind and perhaps details ("link: leads nowhere"); empty if it is used
+    note: str = ""  # what was done to the image that one would not expect
+    row: int | None = None  # in images.npy; None if it is left out
+
+
+def find_form(root: Path) -> Form:
+    """Tells whether a folder has the annotation form or the benchmark form.
+
+    Raises:
+        InputError: It is missing, or of neither form, or of both.
     """
-    found: list[Found] = []
-    skipped: list[Skipped] = []
-    for part in parts:
-        entries = list(_below(os.fspath(root), part))
-        found += sorted((entry for entry in entries if isinstance(entry, Found)), key=lambda entry: entry.path)
-        skipped += sorted((entry for entry in entries if isinstance(entry, Skipped)), key=lambda entry: entry.path)
-    return found, skipped
+    if not root.is_dir():
+        state = "is not a folder" if root.exists() else "does not exist"
+        raise InputError(f"--dataset folder needs --data_path DIR, and {root} {state}")
+    names = sorted(entry.name for entry in os.scandir(root) if entry.name[0] != ".")
+    annotation = {"labeled", "unlabeled"} & set(names)
+    if annotation and "train" in names:
+        raise InputError(f"{root} holds both train/ and {min(annotation)}/: put them into folders of their own")
+    form = ANNOTATION if annotation else BENCHMARK
+    for part in form.parts:
+        if part in names and not (root / part).is_dir():
+            raise InputError(f"{root / part} is not a folder, and must be one with images in it")
+        if part not in names and (part != "test" or form is BENCHMARK):
+            listing = ", ".join(map(shown, names[:8])) + (", ..." if len(names) > 8 else "")
+            raise InputError(
+                f"{root} lacks {part}/ (it holds {listing or 'nothing'}): --dataset folder needs labeled/<class>/ and "
+                "unlabeled/, or, where every class is known, train/<class>/ and test/<class>/"
+            )
+    return form
 
 
-def _below(root: str, part: str) -> Iterator[Found | Skipped]:
-    """What lies below a subfolder, in any order."""
-    real_root = os.path.realpath(root)
-    inside = (real_root, os.path.realpath(os.path.join(root, part)))
-    # With each path the real folders on the way to it, so that links cannot go in circles.
-    above_part = frozenset() if part == "." else frozenset([real_root])
-    waiting: list[tuple[str, frozenset[str]]] = [(part, above_part)]
+def find_classes(root: Path, form: Form) -> tuple[str, ...]:
+    """The names of the classes, sorted: of labeled/ in the annotation form, of train/ and test/ in the other.
+
+    Raises:
+        InputError: There are none.
+    """
+    parts = ("labeled",) if form.pool else form.parts
+    entries = [entry for part in parts for entry in os.scandir(root / part) if entry.name[0] != "."]
+    names = {entry.name for entry in entries if entry.is_dir()}
+    if not names:
+        raise InputError(f"{root / parts[0]} holds no class folder: put the images of each class into one of its name")
+    return tuple(sorted(names))
+
+
+def walk(root: Path, form: Form, class_names: Sequence[str] = ()) -> list[File]:
+    """Finds all files in the subfolders of the form, at any depth, part by part and sorted by path within each.
+
+    A link counts as what it leads to if that lies in the folder, too. A subfolder itself may be a link to anywhere.
+    """
+    files = []
+    for part in form.parts:
+        for file in sorted(_below(os.fspath(root), part), key=attrgetter("path")):
+            folder, *deeper = file.path[len(part) + 1 :].split("/")
+            if part != form.pool and not file.problem:
+                if not deeper:
+                    file = replace(file, problem=f"in no class folder: directly in {part}/")
+                elif folder not in class_names:
+                    file = replace(file, problem=f"of no labeled class: there is no labeled/{folder}/")
+                else:
+                    file = replace(file, label=folder)
+            files.append(file)
+    return files
+
+
+def _below(root: str, part: str) -> Iterator[File]:
+    """The files below a subfolder, in any order, without labels; what must not be read has a problem."""
+    inside = [os.path.realpath(root), os.path.realpath(os.path.join(root, part))]
+    # Beside each path the real folders on the way to it, so that links cannot go in circles.
+    waiting = [(part, frozenset(inside[:1]) - {inside[1]})]
     while waiting:
         path, above = waiting.pop()
         full = os.path.join(root, path)
+        link, problem = path != part and os.path.islink(full), ""
         try:
-            if path != part and os.path.islink(full) and (problem := _link_problem(full, inside)):
-                yield Skipped(path, "link", problem)
-                continue
             status = os.stat(full)
-            if stat.S_ISREG(status.st_mode):
-                yield Found(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            real = os.path.realpath(full) if link or stat.S_ISDIR(status.st_mode) else full
+            if link and not any(os.path.commonpath([real, folder]) == folder for folder in inside):
+                problem = "link: leads out of the folder"
+            elif stat.S_ISREG(status.st_mode):
+                yield File(path, None, status.st_size, status.st_mtime_ns)
             elif not stat.S_ISDIR(status.st_mode):
-                yield Skipped(path, "no regular file")
-            elif (real := os.path.realpath(full)) in above:
-                yield Skipped(path, "link", "leads back to a folder that holds it")
+                problem = "not a regular file"
+            elif real in above:
+                problem = "link: leads back to a folder that holds it"
             else:
-                with os.scandir(full) as entries:
-                    names = [entry.name for entry in entries]
-                hidden = [name for name in names if name.startswith(".") and name != CACHE_FOLDER]
-                yield from (Skipped(f"{path}/{name}", "hidden") for name in hidden)
-                waiting += [(f"{path}/{name}", above | {real}) for name in names if not name.startswith(".")]
-        except FileNotFoundError:
-            continue  # it has gone since its folder was read, or the folder has no such part
+                names = [name for name in os.listdir(full) if name != CACHE_FOLDER]
+                yield from (File(f"{path}/{name}", problem="hidden") for name in names if name[0] == ".")
+                waiting += [(f"{path}/{name}", above | {real}) for name in names if name[0] != "."]
+        except FileNotFoundError:  # unless it is a link, it has gone since its folder was read, or is an absent part
+            problem = "link: leads nowhere" if link else ""
         except OSError as error:
-            yield Skipped(path, "unreadable", error.strerror or str(error))
-
-
-def _link_problem(full: str, inside: Sequence[str]) -> str | None:
-    target = os.path.realpath(full)
-    if not os.path.exists(target):
-        return "leads nowhere"
-    if not any(os.path.commonpath([target, folder]) == folder for folder in inside):
-        return "leads out of the folder"
-    return None
+            problem = f"unreadable: {error.strerror or error}"
+        if problem:
+            yield File(path, problem=problem)
