@@ -26,7 +26,7 @@ class Dataset:
         class_names: One name per class.
         paths: Of images from a folder: each train image's path within it (POSIX, as os.fsdecode gives it).
         digests: SHA-256 of each such file; no two are the same.
-        sources: Where a mixed pool's images come from, by name, the data set itself first; else nothing.
+        sources: Names of the data sets of a mixed pool, that with the target classes first; otherwise empty.
         source_numbers: Position in ``sources`` of each train image, int64 (N,).
         digest: SHA-256 of files and paths, where indices alone do not say which images are meant.
     """
@@ -50,7 +50,7 @@ class Dataset:
         return not (self.train_labels == UNKNOWN).any()
 
     def count_by_source(self, indices: np.ndarray) -> dict[str, int]:
-        """How many of some train images are from each source; nothing where there is one source only."""
+        """How many of some train images are from each source; empty if there is only one source."""
         if self.source_numbers is None:
             return {}
         counts = np.bincount(self.source_numbers[indices], minlength=len(self.sources)).tolist()
@@ -99,17 +99,13 @@ def check_labels(labels: np.ndarray, count: int, what: str) -> np.ndarray:
 
 
 def require_variety(images: np.ndarray, what: str) -> None:
-    """Checks that some image differs from the first.
-
-    Args:
-        images: uint8, (N, H, W, 3); they are looked at up to the first that does.
-        what: Where they come from, for the message.
+    """Checks that not all images, uint8 (N, H, W, 3), are the same.
 
     Raises:
-        InputError: None does: there is nothing to learn from them.
+        InputError: They are, so that there is nothing to learn from them; the message begins with ``what``.
     """
     if not any((image != images[0]).any() for image in images[1:]):
         raise InputError(
             f"{what}: all {len(images)} training images are the same, so nothing can be learned from them; check how "
-            "they were written (uint8 wants 0 to 255, and numbers from 0 to 1 become all black in it)"
+            "they were written (as uint8 from 0 to 255; fractions from 0 to 1 all become black)"
         )

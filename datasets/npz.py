@@ -20,19 +20,14 @@ def load_npz(name: str, data_path: Path) -> Dataset:
         InputError: The file is missing or damaged, an array is missing, or its shape or type is wrong.
     """
     if not data_path.is_file():
-        raise InputError(f"--dataset npz needs --data_path FILE.npz, and {data_path} is no file")
+        raise InputError(f"--dataset npz needs --data_path FILE.npz, and {data_path} is not a file")
     arrays = read_npz(data_path, KEYS)
     for part in ("train", "test"):
-        arrays[f"{part}_images"] = check_images(arrays[f"{part}_images"], f"{part}_images in {data_path}")
-        arrays[f"{part}_labels"] = check_labels(
-            arrays[f"{part}_labels"], len(arrays[f"{part}_images"]), f"{part}_labels in {data_path}"
-        )
-    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
-        raise InputError(
-            f"{data_path}: train and test images must have one size, got {arrays['train_images'].shape[1:3]} "
-            f"and {arrays['test_images'].shape[1:3]}"
-        )
+        images, labels = f"{part}_images", f"{part}_labels"
+        arrays[images] = check_images(arrays[images], f"{images} in {data_path}")
+        arrays[labels] = check_labels(arrays[labels], len(arrays[images]), f"{labels} in {data_path}")
+    sizes = [arrays[f"{part}_images"].shape[1:3] for part in ("train", "test")]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"{data_path}: train and test images must have one size, got {sizes[0]} and {sizes[1]}")
     num_classes = 1 + max(int(arrays["train_labels"].max()), int(arrays["test_labels"].max()))
-    return Dataset(
-        name=name, num_classes=num_classes, class_names=tuple(str(label) for label in range(num_classes)), **arrays
-    )
+    return Dataset(name=name, num_classes=num_classes, class_names=tuple(map(str, range(num_classes))), **arrays)

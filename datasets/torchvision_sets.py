@@ -40,24 +40,18 @@ def without_downloads() -> Iterator[None]:
 
 
 class Part(NamedTuple):
-    """The train or the test images of a data set.
+    """The train or the test images of a data set."""
 
-    Attributes:
-        images: uint8, (N, H, W, 3).
-        labels: int64, (N,).
-        class_names: One name per class.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray  # uint8, (N, H, W, 3)
+    labels: np.ndarray  # int64, (N,)
     class_names: tuple[str, ...]
 
 
 def load_torchvision(name: str, data_path: Path) -> Dataset:
-    """Loads a data set from ``data_path``, downloading it where it is missing.
+    """Loads a data set from ``data_path``, and downloads it if it is missing.
 
     Raises:
-        InputError: The files are damaged, or neither there nor to be had; the message names the file and its place.
+        InputError: The files are damaged, or missing and cannot be downloaded; the message says which files go where.
     """
     train, test = load_part(name, data_path, train=True), load_part(name, data_path, train=False)
     return Dataset(
@@ -73,7 +67,6 @@ def load_torchvision(name: str, data_path: Path) -> Dataset:
 
 def load_part(name: str, data_path: Path, *, train: bool) -> Part:
     """Loads the train or the test images of a data set; see load_torchvision."""
-    distributed.enter(f"the loading of {name}")
     with distributed.first_here():  # it downloads what is missing
         try:
             found = _open(name, data_path, train)
@@ -96,7 +89,7 @@ def _open(name: str, data_path: Path, train: bool, **options: bool) -> Any:
     outdated = data_path / SOURCES[name].__name__ / "processed"
     if not name.startswith("cifar") and outdated.exists():  # torchvision would read it unchecked instead of raw/
         raise InputError(
-            f"{outdated} holds {name} as torchvision wrote it long ago; remove that folder, and raw/ is read"
+            f"{outdated} holds {name} in a format of old torchvision versions; remove it, and raw/ is read"
         )
     return SOURCES[name](str(data_path), train=train, **options)
 

@@ -255,7 +255,7 @@ CASES = {
     "nothing to resume": Case(
         "contrast", r"holds no last\.ckpt", f"{DATA} {NET} --mode semantic {SHORT} --resume_path new", whole=True
     ),
-    "data missing": Case("contrast", r"needs --data_path FILE\.npz, and data\.npz is no file", NPZ),
+    "data missing": Case("contrast", r"needs --data_path FILE\.npz, and data\.npz is not a file", NPZ),
     "data truncated": Case("contrast", "cannot be read as an npz file", NPZ, lambda: (arrays()(), cut("data.npz")())),
     "data garbage": Case("contrast", "cannot be read as an npz file", NPZ, garbage("data.npz")),
     "data a checkpoint": Case(
@@ -263,7 +263,7 @@ CASES = {
     ),
     "data an index file": Case("contrast", "cannot be read as an npz file", NPZ, copied(FIRST, "data.npz")),
     "data a folder": Case(
-        "contrast", r"needs --data_path FILE\.npz, and data\.npz is no file", NPZ, lambda: Path("data.npz").mkdir()
+        "contrast", r"needs --data_path FILE\.npz, and data\.npz is not a file", NPZ, lambda: Path("data.npz").mkdir()
     ),
     "images that are NaN": Case(
         "contrast", r"must be uint8 \(0 to 255\), got float64", NPZ, arrays(train_images=np.full((40, 8, 8, 3), np.nan))

@@ -624,7 +624,7 @@ BAD = {
         [r"holds weights that are not finite \(layer2\.0\.conv1\.weight\)"],
     ),
     "weights infinite": (lambda place: spoil(place, float("inf")), "", ["holds weights that are not finite"]),
-    "data missing": (lambda place: place.data.unlink(), "", [r"data\.npz is no file"]),
+    "data missing": (lambda place: place.data.unlink(), "", [r"data\.npz is not a file"]),
     "data no npz": (lambda place: place.data.write_text("hello"), "", ["cannot be read as an npz file"]),
     "images of a wrong shape": (
         lambda place: rewrite_data(place, lambda arrays: arrays.update(train_images=arrays["train_images"][..., :2])),

@@ -18,14 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from common import distributed
-from common.console import log, warn
+from common.console import log, shown, warn
 from common.files import atomic_write, require_writable
-from datasets.base import UNKNOWN, Dataset, shown
+from datasets.base import UNKNOWN, Dataset
 from datasets.folder.cache import MANIFEST, read_images
-from datasets.folder.walk import ANNOTATION, CACHE_FOLDER, File, Form, find_classes, find_form, walk
+from datasets.folder.walk import ANNOTATION, CACHE_FOLDER, File, find_classes, find_form, walk
 from utils import InputError
 
-DEFAULT_SIZE = 32
 REPORT = "report.csv"
 
 
@@ -40,9 +39,9 @@ def load_folder(
     Raises:
         InputError: The folder has neither form, or a part or class of it has no usable image.
     """
-    form, size = find_form(data_path), image_size or DEFAULT_SIZE
+    form, size = find_form(data_path), image_size or 32
     class_names = find_classes(data_path, form)
-    cache = cache_folder(data_path, form, size=size, cache_dir=cache_dir)
+    cache = cache_folder(data_path, form, str(size), cache_dir)
     images, files = index_folder(data_path, form, class_names, size=size, cache=cache)
     check_counts(data_path, form, class_names, files, report=cache / REPORT)
     count = sum(not file.path.startswith("test/") for file in files)
@@ -72,27 +71,22 @@ def index_others(root: Path, *, size: int, cache_dir: str | Path | None) -> np.n
     Raises:
         InputError: There are none.
     """
-    part = "train" if (root / "train").is_dir() else "."
-    form = Form((part,), pool=part)  # only the images matter, not their classes
-    cache = cache_folder(root, form, size=size, cache_dir=cache_dir, suffix="-others")
-    images, _ = index_folder(root, form, (), size=size, cache=cache)
+    parts = ["train" if (root / "train").is_dir() else "."]
+    cache = cache_folder(root, parts, f"{size}-others", cache_dir)
+    images, _ = index_folder(root, parts, None, size=size, cache=cache)
     if not len(images):
         raise InputError(f"--others {root} holds no usable jpeg, png, webp or bmp image")
     return images
 
 
-def cache_folder(root: Path, form: Form, *, size: int, cache_dir: str | Path | None, suffix: str = "") -> Path:
-    """The folder in which the pixels are kept.
-
-    Raises:
-        InputError: It cannot be written, or lies among the images.
-    """
-    cache = root / CACHE_FOLDER / f"{size}{suffix}"
+def cache_folder(root: Path, parts: Sequence[str], name: str, cache_dir: str | Path | None) -> Path:
+    """The folder for the pixels; raises InputError if it cannot be written, or lies among the images."""
+    cache = root / CACHE_FOLDER / name
     if cache_dir is not None:
         real = os.path.realpath(root)
-        name = f"{os.path.basename(real)}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:12]}"
-        cache = Path(cache_dir).expanduser() / name / f"{size}{suffix}"
-        for part in form.parts:
+        digest = hashlib.sha256(os.fsencode(real)).hexdigest()[:12]
+        cache = Path(cache_dir).expanduser() / f"{os.path.basename(real)}-{digest}" / name
+        for part in parts:
             if Path(os.path.realpath(cache)).is_relative_to(os.path.realpath(root / part)):
                 raise InputError(f"--cache_dir {cache_dir} lies among the images in {root / part}: name another one")
     if not (cache / MANIFEST).is_file():
@@ -101,11 +95,11 @@ def cache_folder(root: Path, form: Form, *, size: int, cache_dir: str | Path | N
 
 
 def index_folder(
-    root: Path, form: Form, class_names: Sequence[str], *, size: int, cache: Path
+    root: Path, parts: Sequence[str], class_names: Sequence[str] | None, *, size: int, cache: Path
 ) -> tuple[np.ndarray, list[File]]:
     """The images of a folder, uint8 (N, size, size, 3), and their files; one process of each machine reads them."""
     with distributed.first_here():
-        found = walk(root, form, class_names) if distributed.is_first_here() else None
+        found = walk(root, parts, class_names) if distributed.is_first_here() else None
         to_read = found and [file for file in found if not file.problem]
         images, files = read_images(root, to_read, size=size, cache=cache)
         if found is not None:
@@ -116,17 +110,15 @@ def index_folder(
 
 def write_report(files: Sequence[File], path: Path) -> None:
     """Lists files that are left out, and images that are used otherwise than one would expect; logs how many."""
-    rows = {
-        "left out": [(file.path, file.problem) for file in files if file.problem],
-        "used": [(file.path, file.note) for file in files if file.note and not file.problem],
-    }
+    left_out = [(file.path, file.problem) for file in files if file.problem]
+    noted = [(file.path, file.note) for file in files if file.note and not file.problem]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "reason"))
-    for state, reasons in rows.items():
-        writer.writerows((file, f"{state}, {reason}") for file, reason in reasons)
-        if reasons:
-            counts = Counter(reason.split(":")[0] for _, reason in reasons).most_common()
+    for state, rows in (("left out", left_out), ("used", noted)):
+        writer.writerows((file, f"{state}, {reason}") for file, reason in rows)
+        if rows:
+            counts = Counter(reason.split(":")[0] for _, reason in rows).most_common()
             log(f"{state}: {', '.join(f'{count} {kind}' for kind, count in counts)}; listed in {path}")
     content = text.getvalue().encode("utf-8", "backslashreplace")
     if os.access(path.parent, os.W_OK) and not (path.is_file() and path.read_bytes() == content):
@@ -134,29 +126,23 @@ def write_report(files: Sequence[File], path: Path) -> None:
             file.write(content)
 
 
-def check_counts(root: Path, form: Form, class_names: Sequence[str], files: Sequence[File], *, report: Path) -> None:
-    """Logs how many images there are, and refuses a folder with too few.
-
-    Raises:
-        InputError: A subfolder, or a class of the annotation form, has no usable image.
-    """
+def check_counts(root: Path, form: Sequence[str], names: Sequence[str], files: Sequence[File], *, report: Path) -> None:
+    """Logs how many images there are; raises InputError if a subfolder, or a class of labeled/, has no usable one."""
     per_class = Counter((file.path.split("/")[0], file.label) for file in files)
     totals = Counter(part for part, _ in per_class.elements())
-    empty = [part for part in form.parts if not totals[part] and (part != "test" or form is not ANNOTATION)]
+    empty = [part for part in form if not totals[part] and (part != "test" or form is not ANNOTATION)]
     if form is ANNOTATION:
-        empty += [f"labeled/{label}" for label in class_names if not per_class["labeled", label]]
+        empty += [f"labeled/{label}" for label in names if not per_class["labeled", label]]
     if empty:
         raise InputError(
             f"{root / shown(empty[0])} holds no usable jpeg, png, webp or bmp image (what was left out, and why, is "
             f"listed in {report})"
         )
-    first = form.parts[0]
-    classes = ", ".join(f"{shown(label)} {per_class[first, label]}" for label in class_names[:20])
-    classes += ", ..." if len(class_names) > 20 else ""
-    others = ", ".join(f"{totals[part]} {part}" for part in form.parts[1:])
-    log(f"{root}: {totals[first]} {first} images of {len(class_names)} class(es) ({classes}), {others}")
-    if form is ANNOTATION and len(class_names) == 1:
-        warn(f"labeled/ has one class only ({shown(class_names[0])}): the classifier needs two")
-    for label in class_names if form is ANNOTATION else ():
+    classes = ", ".join(f"{shown(label)} {per_class[form[0], label]}" for label in names[:20])
+    more, others = ", ..." * (len(names) > 20), ", ".join(f"{totals[part]} {part}" for part in form[1:])
+    log(f"{root}: {totals[form[0]]} {form[0]} images of {len(names)} class(es) ({classes}{more}), {others}")
+    if form is ANNOTATION and len(names) == 1:
+        warn(f"labeled/ has one class only ({shown(names[0])}): the classifier needs two")
+    for label in names if form is ANNOTATION else ():
         if per_class["labeled", label] == 1:
             warn(f"labeled/{shown(label)} has one image only: the distinctive score needs two")

@@ -24,8 +24,8 @@ import numpy as np
 
 from common.console import log, progress, warn
 from common.files import atomic_write, naming_file, read_json, remove_leftovers
-from common.lock import UNSUPPORTED
-from datasets.folder.pictures import UNREADABLE, Unusable, read_picture
+from common.session import NO_LOCKS
+from datasets.folder.pictures import Unusable, read_picture
 from datasets.folder.walk import File
 from utils import InputError
 
@@ -34,13 +34,9 @@ IMAGES, MANIFEST, LOCK = "images.npy", "manifest.json", "lock"
 
 
 def read_images(root: Path, found: Sequence[File] | None, *, size: int, cache: Path) -> tuple[np.ndarray, list[File]]:
-    """Reads the images that are new or changed; the pixels of the others are kept.
+    """Reads the images of the folder ``root`` that are new or changed; the pixels of the others are kept.
 
-    Args:
-        root: The folder of images.
-        found: Its files, in the order that the images shall have; None if another process has just called this.
-        size: Height and width of the images in pixels.
-        cache: The cache folder.
+    ``found`` are its files in the order that the images shall have, or None if another process has just called this.
 
     Returns:
         The images, memory-mapped, uint8 (N, size, size, 3), and the files with what is known of each.
@@ -71,17 +67,17 @@ def locked(cache: Path) -> Iterator[None]:
             log(f"waiting for another command that reads the images into {cache}")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in UNSUPPORTED:
+            if error.errno not in NO_LOCKS:
                 raise
             warn(f"{cache} cannot be locked ({error.strerror}): start no second command on these images meanwhile")
         yield
 
 
 def _if_unchanged(root: Path, file: File, known: File | None) -> File | None:
-    if known is None or (known.label, known.size, known.mtime_ns) != (file.label, file.size, file.mtime_ns):
+    same = known is not None and (known.label, known.size, known.mtime_ns) == (file.label, file.size, file.mtime_ns)
+    if not same or (known.problem.startswith("unreadable") and os.access(root / file.path, os.R_OK)):
         return None
-    readable_now = known.problem.startswith(UNREADABLE) and os.access(root / file.path, os.R_OK)
-    return None if readable_now else known
+    return known
 
 
 def _read_manifest(cache: Path, size: int) -> list[File] | None:
@@ -101,7 +97,7 @@ def _read_manifest(cache: Path, size: int) -> list[File] | None:
 
 
 def _digest(rows: list) -> str:
-    """SHA-256 of the manifest's content: damage might make one image the copy of another."""
+    # Damage might make one image the copy of another.
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -133,10 +129,9 @@ def _rebuild(
                 elif file.row is not None:
                     out.write(pixels[rows[file.sha256]])
             (cache / MANIFEST).unlink(missing_ok=True)
-    content = [[*vars(file).values()] for file in files]
+    lines = [[*vars(file).values()] for file in files]
     with atomic_write(cache / MANIFEST) as out:
-        manifest = {"format_version": FORMAT_VERSION, "sha256": _digest(content), "files": content}
-        out.write(json.dumps(manifest).encode())
+        out.write(json.dumps({"format_version": FORMAT_VERSION, "sha256": _digest(lines), "files": lines}).encode())
     return files
 
 
@@ -173,7 +168,7 @@ def without_copies(files: Sequence[File]) -> list[File]:
     for file in sorted(files, key=lambda file: file.label is None):
         if file.sha256:
             groups[file.sha256].append(file)
-    problems = {}
+    problems = {file.path: file.problem for file in files if not file.sha256}
     for group in groups.values():
         labeled = [file for file in group if file.label is not None]
         if len({file.label for file in labeled}) > 1:
@@ -181,8 +176,8 @@ def without_copies(files: Sequence[File]) -> list[File]:
             problems |= {file.path: f"contradiction: {names}" for file in labeled}
             group = group[len(labeled) :]
         problems |= {file.path: f"duplicate: of {group[0].path}" for file in group[1:]}
-    row, result = itertools.count(), []
+    row, chosen = itertools.count(), []
     for file in files:
-        problem = problems.get(file.path, "") if file.sha256 else file.problem
-        result.append(replace(file, problem=problem, row=None if problem else next(row)))
-    return result
+        problem = problems.get(file.path, "")
+        chosen.append(replace(file, problem=problem, row=None if problem else next(row)))
+    return chosen

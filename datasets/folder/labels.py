@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.console import warn
-from datasets.base import UNKNOWN, Dataset, shown
+from common.console import shown, warn
+from datasets.base import UNKNOWN, Dataset
 from datasets.index_files import IndexFile
 from utils import InputError
 
@@ -49,9 +49,8 @@ def locate(content: IndexFile, name: str, data: Dataset) -> Located:
     """
     if content.files is None:
         raise InputError(f"{name} does not name its images by path: it is not of a query with --annotate")
-    finder, labels, lost = Finder(data), data.train_labels.copy(), defaultdict(list)
-    labeled: list[int] = []
-    annotated: list[int] = []
+    finder, labels = Finder(data), data.train_labels.copy()
+    labeled, annotated, lost = [], [], defaultdict(list)
     for (path, digest), number in zip(content.files["labeled"], content.labels, strict=True):
         image = finder.find(path, digest)
         if image is None:
@@ -70,11 +69,7 @@ def locate(content: IndexFile, name: str, data: Dataset) -> Located:
 
 
 def class_number(label: str, class_names: Sequence[str], name: str) -> int:
-    """The number that the class of a label in the file ``name`` has in the folder as it is now.
-
-    Raises:
-        InputError: Its folder is gone.
-    """
+    """A class's number in the folder as it is now; raises InputError, which names the file, if its folder is gone."""
     if label not in class_names:
         raise InputError(
             f"{name} has images of class {label!r}, and there is no folder labeled/{shown(label)} any more: put it "

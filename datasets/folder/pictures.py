@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-UNREADABLE = "unreadable"  # the problem of a file that may be readable another time
 MIN_SIDE = 8  # pixels; below that there is nothing to crop from
 MAX_BYTES = 256 * 2**20
 LARGE_PIXELS = 16 * 2**20  # images above are decoded one at a time, so that many threads need no more memory than one
@@ -55,7 +54,10 @@ def read_picture(path: str | os.PathLike, size: int) -> Picture:
             animated = image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False)
             with _LARGE if width * height > LARGE_PIXELS else contextlib.nullcontext():
                 rgb, transparent = _to_rgb(image, size)
-                pixels = _to_square(rgb, size)
+            side = min(rgb.size)
+            left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
+            box = (left, top, left + side, top + side)
+            pixels = np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=box))
     except Unusable:
         raise
     except Image.UnidentifiedImageError:
@@ -100,7 +102,7 @@ def _read(path: str | os.PathLike) -> bytes:
             content = file.read(before.st_size + 1)
             after = os.fstat(file.fileno())
     except OSError as error:
-        raise Unusable(f"{UNREADABLE}: {error.strerror or error}") from None
+        raise Unusable(f"unreadable: {error.strerror or error}") from None
     if (len(content), before.st_mtime_ns) != (before.st_size, after.st_mtime_ns):
         raise Unusable("changed while it was read")
     return content
@@ -127,10 +129,3 @@ def _to_rgb(image: Image.Image, size: int) -> tuple[Image.Image, bool]:
         if image.getextrema()[3][0] < 255:
             return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"), True
     return image.convert("RGB"), False
-
-
-def _to_square(image: Image.Image, size: int) -> np.ndarray:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))

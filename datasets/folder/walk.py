@@ -9,20 +9,12 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
-from datasets.base import shown
+from common.console import shown
 from utils import InputError
 
-
-@dataclass(frozen=True)
-class Form:
-    """How a folder is laid out."""
-
-    parts: tuple[str, ...]  # its subfolders, "test" last
-    pool: str = ""  # the one without class folders, if there is one
-
-
-ANNOTATION = Form(("labeled", "unlabeled", "test"), pool="unlabeled")
-BENCHMARK = Form(("train", "test"))
+# The two forms of a folder, by their subfolders; the files in unlabeled/ have no class folders.
+ANNOTATION = ("labeled", "unlabeled", "test")
+BENCHMARK = ("train", "test")
 CACHE_FOLDER = ".ccal_cache"
 
 
@@ -31,7 +23,7 @@ class File:
     """What the walk finds of a file and, from sha256 on, what reading it adds."""
 
     path: str  # relative to the folder, such as labeled/cat/a.png (POSIX, as os.fsdecode gives it)
-    label: str | None = None  # the class folder that it lies in; None in the pool
+    label: str | None = None  # the class folder that it lies in, if there are any
     size: int = 0  # bytes
     mtime_ns: int = 0
     sha256: str = ""  # of the content; empty if that is not a usable image
@@ -40,7 +32,7 @@ class File:
     row: int | None = None  # in images.npy; None if it is left out
 
 
-def find_form(root: Path) -> Form:
+def find_form(root: Path) -> tuple[str, ...]:
     """Tells whether a folder has the annotation form or the benchmark form.
 
     Raises:
@@ -49,12 +41,12 @@ def find_form(root: Path) -> Form:
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
         raise InputError(f"--dataset folder needs --data_path DIR, and {root} {state}")
-    names = sorted(entry.name for entry in os.scandir(root) if entry.name[0] != ".")
+    names = sorted(name for name in os.listdir(root) if name[0] != ".")
     annotation = {"labeled", "unlabeled"} & set(names)
     if annotation and "train" in names:
         raise InputError(f"{root} holds both train/ and {min(annotation)}/: put them into folders of their own")
     form = ANNOTATION if annotation else BENCHMARK
-    for part in form.parts:
+    for part in form:
         if part in names and not (root / part).is_dir():
             raise InputError(f"{root / part} is not a folder, and must be one with images in it")
         if part not in names and (part != "test" or form is BENCHMARK):
@@ -66,33 +58,30 @@ def find_form(root: Path) -> Form:
     return form
 
 
-def find_classes(root: Path, form: Form) -> tuple[str, ...]:
-    """The names of the classes, sorted: of labeled/ in the annotation form, of train/ and test/ in the other.
-
-    Raises:
-        InputError: There are none.
-    """
-    parts = ("labeled",) if form.pool else form.parts
-    entries = [entry for part in parts for entry in os.scandir(root / part) if entry.name[0] != "."]
-    names = {entry.name for entry in entries if entry.is_dir()}
+def find_classes(root: Path, form: tuple[str, ...]) -> tuple[str, ...]:
+    """The sorted names of the class folders; raises InputError if there are none."""
+    parts = ("labeled",) if form is ANNOTATION else form
+    folders = [root / part / name for part in parts for name in os.listdir(root / part) if name[0] != "."]
+    names = {folder.name for folder in folders if os.path.isdir(folder)}
     if not names:
-        raise InputError(f"{root / parts[0]} holds no class folder: put the images of each class into one of its name")
+        raise InputError(f"{root / parts[0]} holds no class folder: put each class's images into a folder of its own")
     return tuple(sorted(names))
 
 
-def walk(root: Path, form: Form, class_names: Sequence[str] = ()) -> list[File]:
-    """Finds all files in the subfolders of the form, at any depth, part by part and sorted by path within each.
+def walk(root: Path, parts: Sequence[str], class_names: Sequence[str] | None) -> list[File]:
+    """Finds all files in some subfolders, at any depth, subfolder by subfolder and sorted by path within each.
 
     A link counts as what it leads to if that lies in the folder, too. A subfolder itself may be a link to anywhere.
+    Without class names no file has a label.
     """
-    files = []
-    for part in form.parts:
+    files, classes = [], set(class_names or ())
+    for part in parts:
         for file in sorted(_below(os.fspath(root), part), key=attrgetter("path")):
             folder, *deeper = file.path[len(part) + 1 :].split("/")
-            if part != form.pool and not file.problem:
+            if class_names is not None and part != "unlabeled" and not file.problem:
                 if not deeper:
                     file = replace(file, problem=f"in no class folder: directly in {part}/")
-                elif folder not in class_names:
+                elif folder not in classes:
                     file = replace(file, problem=f"of no labeled class: there is no labeled/{folder}/")
                 else:
                     file = replace(file, label=folder)
@@ -123,7 +112,8 @@ def _below(root: str, part: str) -> Iterator[File]:
             else:
                 names = [name for name in os.listdir(full) if name != CACHE_FOLDER]
                 yield from (File(f"{path}/{name}", problem="hidden") for name in names if name[0] == ".")
-                waiting += [(f"{path}/{name}", above | {real}) for name in names if name[0] != "."]
+                above |= {real}
+                waiting += [(f"{path}/{name}", above) for name in names if name[0] != "."]
         except FileNotFoundError:  # unless it is a link, it has gone since its folder was read, or is an absent part
             problem = "link: leads nowhere" if link else ""
         except OSError as error:

@@ -17,7 +17,7 @@ from common import distributed
 from common.console import finish, log, warn
 from common.provenance import file_digest
 from datasets.base import Dataset, shown
-from datasets.folder.labels import OTHER, Finder, class_number
+from datasets.folder.labels import SET_ASIDE, Finder, class_number
 from datasets.folder.pictures import read_thumbnail
 from datasets.index_files import IndexFile, index_path, read_index_file, write_index_file
 from datasets.split import Split
@@ -122,7 +122,7 @@ def take_labels(folder: Path, file: Path, state: State, data: Dataset, *, partia
         if image not in pool:
             gone.append(shown(path))
             continue
-        labels[image] = OTHER if name is None else class_number(name, data.class_names, str(file))
+        labels[image] = SET_ASIDE if name is None else class_number(name, data.class_names, str(file))
         found.append(image)
     if gone:
         warn(

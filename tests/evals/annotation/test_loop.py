@@ -23,7 +23,7 @@ from common import checkpoint
 from common.cli import run_cli
 from common.files import read_json, write_json
 from datasets import load_data_and_split
-from datasets.folder.labels import OTHER
+from datasets.folder.labels import SET_ASIDE
 from datasets.split import make_split
 from evals.annotation import loop as annotation
 from evals.annotation.label_csv import Asked
@@ -658,7 +658,7 @@ def test_with_the_oracle_s_answers_each_query_is_that_of_the_simulation(banks, s
     truth = np.arange(90) % 3
     split = make_split(truth, truth, target_classes=(2, 0), mismatch=0.3, initial_budget=10)
     settings = {"target": 4, "k": 10.0, "t": 0.5, "seed": 3}
-    known = np.where(np.isin(np.arange(90), split.labeled), truth, OTHER)
+    known = np.where(np.isin(np.arange(90), split.labeled), truth, SET_ASIDE)
     for cycle in query_cycles(split, truth, banks, STRATEGIES[strategy], cycles=3, **settings):
         alone = query_once(split, known, banks, STRATEGIES[strategy], number=cycle.number, **settings)
         assert alone.result.indices.tolist() == cycle.result.indices.tolist()
