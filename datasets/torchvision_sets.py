@@ -89,7 +89,7 @@ def _open(name: str, data_path: Path, train: bool, **options: bool) -> Any:
     outdated = data_path / SOURCES[name].__name__ / "processed"
     if not name.startswith("cifar") and outdated.exists():  # torchvision would read it unchecked instead of raw/
         raise InputError(
-            f"{outdated} holds {name} in a format of old torchvision versions; remove it, and raw/ is read"
+            f"{outdated} holds {name} in a format of old torchvision versions; remove that folder, and raw/ is read"
         )
     return SOURCES[name](str(data_path), train=train, **options)
 

@@ -100,7 +100,7 @@ def test_mnist_from_files_good_old_and_damaged(tmp_path, name, folder, ninth):
     with pytest.raises(InputError, match=f"{name} in .* is damaged"):
         load_torchvision(name, tmp_path)
     (tmp_path / folder / "processed").mkdir()
-    with pytest.raises(InputError, match="processed holds .* old torchvision versions; remove it"):
+    with pytest.raises(InputError, match="processed holds .* old torchvision versions; remove that folder"):
         load_torchvision(name, tmp_path)
 
 
