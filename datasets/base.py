@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.console import shown as shown  # until evals/annotation imports it from there
 from utils import InputError
 
 MAX_CLASSES = 100_000
@@ -60,11 +61,6 @@ class Dataset:
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.train_images.shape[1], self.train_images.shape[2]
-
-
-def shown(name: str) -> str:
-    """A file's or class's name on one line, with what cannot be printed escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def check_images(images: np.ndarray, what: str) -> np.ndarray:
