@@ -3,10 +3,7 @@ al., 2011), MNIST (LeCun et al., 1998) and Fashion-MNIST (Xiao et al., 2017)."""
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import urllib.error
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,19 +21,6 @@ SOURCES = {
     "mnist": torchvision.datasets.MNIST,
     "fashion_mnist": torchvision.datasets.FashionMNIST,
 }
-
-
-_may_download = contextvars.ContextVar("may_download", default=True)
-
-
-@contextlib.contextmanager
-def without_downloads() -> Iterator[None]:
-    """Within the block a data set that is not there is an error, for commands that only look at what others made."""
-    token = _may_download.set(False)
-    try:
-        yield
-    finally:
-        _may_download.reset(token)
 
 
 class Part(NamedTuple):
@@ -95,8 +79,6 @@ def _open(name: str, data_path: Path, train: bool, **options: bool) -> Any:
 
 
 def _download(name: str, data_path: Path, train: bool) -> Any:
-    if not _may_download.get():
-        raise InputError(f"{name} is not in {data_path} and nothing is downloaded here; {_remedy(name, data_path)}")
     try:
         return _open(name, data_path, train, download=True)
     except (urllib.error.URLError, ConnectionError, TimeoutError, PermissionError, RuntimeError) as error:
