@@ -2,7 +2,7 @@
 
 Annotation form, for images that nobody has labeled yet: ``labeled/<class>/*``, ``unlabeled/**`` and, where there are
 any, ``test/<class>/*``. Benchmark form, where every class is known: ``train/<class>/*`` and ``test/<class>/*``. Folders
-within a class folder belong to the class. Of a file below unlabeled/ nothing but its pixels counts, whatever its path.
+within a class folder belong to the class. Of a file below unlabeled/ only the pixels are used: names there say nothing.
 """
 
 from __future__ import annotations

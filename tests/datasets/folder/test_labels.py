@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from datasets.base import UNKNOWN, Dataset
+from datasets.base import UNKNOWN
 from datasets.folder.labels import CHANGED, GONE, SET_ASIDE, TAKEN_BACK, locate
 from datasets.index_files import IndexFile
 from utils import InputError
@@ -31,20 +32,11 @@ CONTENT = IndexFile(
 )
 
 
-def folder(files: dict[str, str], class_names: tuple[str, ...] = ("cat", "dog")) -> Dataset:
-    numbers = {name: number for number, name in enumerate(class_names)}
-    labels = [numbers[path.split("/")[1]] if path.startswith("labeled/") else UNKNOWN for path in files]
-    return Dataset(
-        name="folder",
-        train_images=np.zeros((len(files), 8, 8, 3), dtype=np.uint8),
-        train_labels=np.asarray(labels, dtype=np.int64),
-        test_images=np.zeros((0, 8, 8, 3), dtype=np.uint8),
-        test_labels=np.zeros(0, dtype=np.int64),
-        num_classes=len(class_names),
-        class_names=class_names,
-        paths=tuple(files),
-        digests=tuple(files.values()),
-    )
+def folder(files: dict[str, str], class_names: tuple[str, ...] = ("cat", "dog")) -> SimpleNamespace:
+    """What is looked at of a data set of these files."""
+    names = [path.split("/")[1] if path.startswith("labeled/") else None for path in files]
+    labels = np.asarray([UNKNOWN if name is None else class_names.index(name) for name in names])
+    return SimpleNamespace(paths=[*files], digests=[*files.values()], train_labels=labels, class_names=class_names)
 
 
 def moved(*moves: tuple[str, str]) -> dict[str, str]:
@@ -100,6 +92,5 @@ def test_what_cannot_be_located():
 def test_the_warning_names_three_paths_at_most(capsys):
     found = locate(CONTENT, "cycle_1.json", folder(without(A, B, C)))
     replace(found, lost={GONE: [A, B, C, D, E]}).warn("cycle_1.json")
-    assert (
-        capsys.readouterr().out == f"warning: 5 labeled image(s) of cycle_1.json {GONE} ({A}, {B}, {C}, and 2 more)\n"
-    )
+    printed = capsys.readouterr().out
+    assert printed == f"warning: 5 labeled image(s) of cycle_1.json {GONE} ({A}, {B}, {C}, and 2 more)\n"
