@@ -17,7 +17,6 @@ from common.checkpoint import MODEL_FILE
 from common.console import log
 from common.provenance import image_digest
 from datasets import Dataset, Split, load_data_and_split
-from datasets.torchvision_sets import without_downloads
 from evals.banks import Sources, default_batch, kept_features, load_encoder, with_shift
 from evals.feature_cache import narrowed
 from evals.features import Extraction, FeatureBank, extract_features
@@ -101,8 +100,7 @@ def _load_data(material: Material, run: Run, query: Query, data_path: str | None
     place = Path(data_path or record["data_path"]).expanduser()
     accepted = {*inspect.signature(load_data_and_split).parameters} - {"name", "data_path"}
     settings = {name: record[name] for name in accepted if name in record}
-    with without_downloads():
-        data, split = load_data_and_split(record["dataset"], place, **settings)
+    data, split = load_data_and_split(record["dataset"], place, **settings)
     if named:  # people may change the folder as they label
         material.query, material.lost = found_again(query, data)
         material.data, material.split = data, split
