@@ -27,7 +27,6 @@ from evals.annotation.page import labels_file
 from evals.annotation.state import State, check_data, read_state
 from evals.annotation.waiting_query import (
     PAGE,
-    SHEET,
     TABLE,
     WaitingQuery,
     cycle_folder,
@@ -289,7 +288,7 @@ def ask(
         log(f"class {shown(names[number])}: {missing} fewer than --target, no more candidates")
     announce(folder, query)
     place = cycle_folder(folder, query.cycle)
-    finish([place / name for name in (PAGE, TABLE, SHEET)], then=again(labels_file(query.cycle)))
+    finish([place / name for name in (PAGE, TABLE)], then=again(labels_file(query.cycle)))
 
 
 def asked_images(data: Dataset, cycle: Cycle, names: Sequence[str]) -> list[Asked]:

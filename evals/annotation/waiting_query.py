@@ -1,7 +1,7 @@
 """The query of a cycle that waits for its labels: cycle_N/ in the index folder.
 
 query.json says what was asked and is written last: without it a cycle_N/ is of a command that did not end. Beside it
-lie what people label with: label.html, to_label.csv and contact_sheet.png.
+lie what people label with: label.html and to_label.csv.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from PIL import Image
 
 from common.console import log
 from common.files import is_number, is_text, read_json, write_json
-from evals.annotation.contact_sheet import write_contact_sheet
 from evals.annotation.label_csv import Asked, format_table, write_table
 from evals.annotation.page import write_page
 from utils import InputError
 
 FORMAT_VERSION = 1
-QUERY, TABLE, PAGE, SHEET = "query.json", "to_label.csv", "label.html", "contact_sheet.png"
+QUERY, TABLE, PAGE = "query.json", "to_label.csv", "label.html"
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,8 @@ def write_query(folder: Path, query: WaitingQuery, picture: Callable[[str], Imag
     place = cycle_folder(folder, query.cycle)
     keep_filled_table(folder, query.cycle)
     (place / QUERY).unlink(missing_ok=True)
-    title = f"cycle {query.cycle}: {len(query.images)} images to label"
     key = storage_key(folder, query)
     write_page(place / PAGE, query.images, query.class_names, picture, cycle=query.cycle, key=key)
-    write_contact_sheet(place / SHEET, query.images, picture, title=title)
     write_table(place / TABLE, query.images)
     write_json(place / QUERY, {"format_version": FORMAT_VERSION, **dataclasses.asdict(query)})
 

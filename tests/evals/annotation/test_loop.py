@@ -137,7 +137,7 @@ def test_two_cycles(place, capsys):
     initial = place.state(0)
     assert initial["labels"] == [0] * 4 + [1] * 4 and initial["queried"] == []
     assert {path.name for path in (place.index / "cycle_1").iterdir()} == {
-        "contact_sheet.png", "label.html", "query.json", "to_label.csv",
+        "label.html", "query.json", "to_label.csv",
     }  # fmt: skip
 
     answers = place.answers(1)
