@@ -22,7 +22,7 @@ from common.lock import folder_lock
 from datasets import load_data_and_split
 from datasets.index_files import default_index_dir, index_path
 from datasets.split import Split
-from evals.annotation.loop import advance, ask
+from evals.annotation.loop import resume_annotation, write_next_query
 from evals.banks import Sources, default_batch, feature_banks, load_encoder, with_shift
 from evals.cycle_report import cycle_line, print_scores, save_scores
 from evals.cycles import Cycle, query_cycles, query_once
@@ -78,17 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         labels, state = data.train_labels, None
         if args.annotate:
             lock_index_dir(folder, locks)
+            file = Path(args.labels) if args.labels else None
             again = functools.partial(next_steps.after_labeling, sys.argv[1:] if argv is None else argv)
-            state = advance(
-                folder,
-                data,
-                split,
-                file=args.labels,
-                partial=args.partial,
-                overwrite=args.overwrite,
-                again=again,
-            )
-            if state is None:
+            state = resume_annotation(folder, data, split, file=file, partial=args.partial, overwrite=args.overwrite)
+            if state.waiting:
+                log(f"next: {again(state.waiting.labels_file)}")
+            if state.waiting or not len(state.split.unlabeled):
                 return
             split, labels = state.split, state.labels
         elif not data.has_oracle:
@@ -165,7 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             cycle = query_once(split, labels, banks, strategy, number=state.cycle + 1, **scoring)
             show_scores(cycle, **showing)
             root = Path(args.data_path).expanduser()
-            ask(folder, root, state, data, cycle, strategy=args.strategy, settings=settings, again=again)
+            query = write_next_query(folder, root, state, data, cycle, strategy=args.strategy, settings=settings)
+            finish([query.page, query.table], then=again(query.labels_file))
             return
         cycles = query_cycles(split, labels, banks, strategy, cycles=args.split, done=tuple(files.queried), **scoring)
         for cycle in cycles:

@@ -1,12 +1,15 @@
-"""The loop with people in it: a query is written out, its labels come back, and the next query follows.
+"""The active learning loop with people as the oracle: a query is written out, its labels come back, the next follows.
 
-One command takes the labels of the query before, if there is one, and makes the next query.
+All state is in the index folder: cycle_N.json for each cycle whose labels were taken, and cycle_N/ for the query that
+waits for labels. Images are identified by the content of their files, so the data folder may change in between.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +17,16 @@ import numpy as np
 from PIL import Image
 
 from common import distributed
-from common.console import finish, log, warn
+from common.console import log, warn
 from common.provenance import file_digest
 from datasets.base import Dataset, shown
-from datasets.folder.labels import SET_ASIDE, Finder, class_number
+from datasets.folder.labels import SET_ASIDE, Finder, class_number, locate
 from datasets.folder.pictures import read_thumbnail
-from datasets.index_files import IndexFile, index_path, read_index_file, write_index_file
+from datasets.index_files import IndexFile, index_path, numbered_files, read_index_file, write_index_file
 from datasets.split import Split
-from evals.annotation.label_csv import OTHER as OTHER_LABEL
-from evals.annotation.label_csv import Asked, finite_or_none, is_about, read_labels
-from evals.annotation.page import labels_file
-from evals.annotation.state import State, check_data, read_state
-from evals.annotation.waiting_query import (
-    PAGE,
-    TABLE,
-    WaitingQuery,
-    cycle_folder,
-    is_filled,
-    read_query,
-    write_query,
-)
+from evals.annotation.label_csv import OTHER_LABEL, QueriedImage, check_class_names, is_unicode, lists_only, read_labels
+from evals.annotation.page import render_page
+from evals.annotation.queries import AnnotationQuery, read_query, write_query
 from evals.cycles import Cycle
 from evals.metrics import query_metrics
 from utils import InputError
@@ -41,169 +34,175 @@ from utils import InputError
 THUMBNAIL = 256  # pixels of the longer side
 
 
-def announce(folder: Path, query: WaitingQuery) -> None:
-    """Says what to do with a query that waits."""
-    place = cycle_folder(folder, query.cycle)
-    log(
-        f"cycle {query.cycle} waits for the labels of {len(query.images)} images: open {place / PAGE} in a browser, "
-        f"which saves them as {labels_file(query.cycle)}, or fill in the column label of {place / TABLE}"
-    )
+@dataclass(frozen=True)
+class Progress:
+    """Where the loop stands.
+
+    Attributes:
+        cycle: The last one whose labels were taken; 0 before the first.
+        split: What is labeled, set aside and in the pool after it.
+        labels: Of all train images as far as they are known, int64 (N,); see datasets.folder.labels.
+        waiting: The query whose labels are still to come; None where the next one can be made.
+    """
+
+    cycle: int
+    split: Split
+    labels: np.ndarray
+    waiting: AnnotationQuery | None
 
 
-def advance(
-    folder: Path,
-    data: Dataset,
-    split: Split,
-    *,
-    file: str | None,
-    partial: bool,
-    overwrite: bool,
-    again: Callable[[str], str],
-) -> State | None:
-    """Brings the loop to where the next query is to be made; None where there is none to make now.
+def resume_annotation(
+    index_folder: Path, data: Dataset, split: Split, *, file: Path | None, partial: bool, overwrite: bool
+) -> Progress:
+    """Takes the labels of the waiting query, if they are given, and returns where the loop stands.
 
     Args:
-        folder: The index folder.
+        index_folder: Where the index files are.
         data: The folder of images.
-        split: Its labeled images and its pool as they lie there.
-        file: A filled csv, or None.
-        partial: Take it though labels are missing.
-        overwrite: Make a query anew that waits for its labels.
-        again: The command that takes a csv of this name.
+        split: Its labeled images and its pool as they are now.
+        file: A csv with labels.
+        partial: Take it even if labels are missing.
+        overwrite: Leave the waiting query out of the result, so that it is made anew.
 
     Raises:
-        InputError: The data need no labels, the index folder or the csv is not in order, or a query that is to be made
-            anew has labels.
+        InputError: The data need no labels, a file is damaged or does not fit, or the query to be made anew is filled
+            in.
     """
-    check_data(data)
-    state = read_state(folder, data, split)
-    if file is not None:
-        state = take_labels(folder, Path(file), state, data, partial=partial)
-    if state.waiting and overwrite:
-        if is_filled(folder, state.waiting):
-            table = cycle_folder(folder, state.waiting.cycle) / TABLE
-            raise InputError(f"{table} is filled in: take it with --labels, or move it away before --overwrite")
-    elif state.waiting:
-        announce(folder, state.waiting)
-        log(f"next: {again(labels_file(state.waiting.cycle))}")
-        return None
-    if not len(state.split.unlabeled):
+    if data.paths is None or data.has_oracle:
+        raise InputError(
+            f"--annotate is for images that nobody has labeled yet (--dataset folder with labeled/ and unlabeled/); "
+            f"{data.name} has all its labels: leave --annotate out"
+        )
+    check_class_names(data.class_names)
+    progress = read_progress(index_folder, data, split)
+    if file:
+        progress = take_labels(index_folder, file, progress, data, partial=partial)
+    query = progress.waiting
+    if query and overwrite:
+        if query.is_filled():
+            raise InputError(f"{query.table} is filled in: take it with --labels, or move it away before --overwrite")
+        return dataclasses.replace(progress, waiting=None)
+    if query:
+        log_waiting(query)
+    elif not len(progress.split.unlabeled):
         log("the pool is empty: every image is labeled or set aside")
-        return None
-    return state
+    return progress
 
 
-def take_labels(folder: Path, file: Path, state: State, data: Dataset, *, partial: bool) -> State:
-    """Takes the labels of the waiting query from a csv and writes the cycle's index file.
-
-    Labels that are in already change nothing, so that a command may be given twice.
+def read_progress(index_folder: Path, data: Dataset, split: Split) -> Progress:
+    """Reads which labels were taken and finds their images in the data folder as it is now.
 
     Raises:
-        InputError: See label_csv.read_labels; or no query waits, or the labels contradict those that are in.
+        InputError: A file is missing, damaged or of something else.
     """
-    if _are_in_already(folder, file, state, data):
-        log(f"the labels in {file} are in {index_path(folder, state.cycle).name} already")
-        return state
-    query = state.waiting
+    labels, waiting = data.train_labels, None
+    numbers = numbered_files(index_folder)
+    if missing := set(range(len(numbers))) - set(numbers):
+        raise InputError(
+            f"{index_folder} holds cycle_{numbers[-1]}.json but no cycle_{min(missing)}.json: restore it, or move "
+            "those after it away, too"
+        )
+    if numbers:
+        path = index_path(index_folder, numbers[-1])
+        located = locate(read_index_file(path), str(path), data)
+        if not len(located.labeled):
+            raise InputError(f"none of the labeled images of {path} is in --data_path: name the folder of its run")
+        located.warn(path.name)
+        labels = located.labels
+        split = split.annotate(np.concatenate([located.annotated, located.set_aside]), labels)
+        waiting = read_query(index_folder, numbers[-1] + 1)
+        if waiting and waiting.after != file_digest(path):
+            log(f"the query of cycle {waiting.cycle} was made before the labels in {path.name}: it is made anew")
+            waiting = None
+    unnamable = [image for image in split.unlabeled if not is_unicode(data.paths[image])]
+    if unnamable:
+        warn(f"{len(unnamable)} image(s) are left out of the query: their names are not valid UTF-8; rename them")
+        split = dataclasses.replace(split, unlabeled=np.setdiff1d(split.unlabeled, unnamable))
+    return Progress(max(len(numbers) - 1, 0), split, labels, waiting)
+
+
+def take_labels(index_folder: Path, file: Path, progress: Progress, data: Dataset, *, partial: bool) -> Progress:
+    """Reads the labels of the waiting query from a csv and writes the cycle's index file.
+
+    Labels that were taken already change nothing, so a command may be repeated.
+
+    Raises:
+        InputError: See read_labels; or no query waits, or the labels contradict those that were taken.
+    """
+    if _were_taken(index_folder, file, progress, data):
+        log(f"the labels in {file} are in {index_path(index_folder, progress.cycle).name} already")
+        return progress
+    query = progress.waiting
     if query is None:
         raise InputError(
-            f"--labels {file}: no query in {folder} waits for labels; leave --labels out to make that of cycle "
-            f"{state.cycle + 1}"
+            f"--labels {file}: no query in {index_folder} waits for labels; leave --labels out to make that of cycle "
+            f"{progress.cycle + 1}"
         )
     answers = read_labels(file, query.paths, query.class_names, partial=partial)
-    finder, labels = Finder(data), state.labels.copy()
-    digests = {image.path: image.digest for image in query.images}
-    pool = set(state.split.unlabeled.tolist())
-    found: list[int] = []
-    gone: list[str] = []
-    for path, name in answers.items():
-        image = finder.find(path, digests[path])
-        if image not in pool:
-            gone.append(shown(path))
-            continue
-        labels[image] = SET_ASIDE if name is None else class_number(name, data.class_names, str(file))
-        found.append(image)
-    if gone:
+    found = _find_in_pool(answers, query, progress, data)
+    if lost := [shown(path) for path in answers if path not in found]:
         warn(
-            f"{len(gone)} label(s) are not used: the images are no longer in unlabeled/ as they were asked "
-            f"for ({', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''})"
+            f"{len(lost)} label(s) are not used: the images are no longer in unlabeled/ as they were queried "
+            f"({', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''})"
         )
-    queried = np.asarray(found, dtype=np.int64)
-    split = state.split.annotate(queried, labels)
-    content = index_file(data, split, labels, query, queried=queried)
-    log(answer_line(content, asked=len(query.images)))
+    labels = progress.labels.copy()
+    for path, image in found.items():
+        name = answers[path]
+        labels[image] = SET_ASIDE if name is None else class_number(name, data.class_names, str(file))
+    queried = np.asarray(list(found.values()), dtype=np.int64)
+    split = progress.split.annotate(queried, labels)
+    content = _index_content(data, split, labels, query, queried)
+    log(_summary(content, wanted=len(query.images)))
     distributed.barrier()  # every process has read the folder before the first one writes
     if distributed.is_main():
-        path = write_index_file(folder, content)
-        log(f"wrote {path}, which the classifier trains on with --split {query.cycle}")
-    return State(query.cycle, split, labels, None)
+        log(f"wrote {write_index_file(index_folder, content)}")
+    return Progress(query.cycle, split, labels, None)
 
 
-def _are_in_already(folder: Path, file: Path, state: State, data: Dataset) -> bool:
-    """Whether a csv is of the last cycle whose labels are in, and says the same.
+def _find_in_pool(paths: Iterable[str], query: AnnotationQuery, progress: Progress, data: Dataset) -> dict[str, int]:
+    """Queried images that are still in the pool, by path."""
+    finder, pool = Finder(data), set(progress.split.unlabeled.tolist())
+    digests = {image.path: image.digest for image in query.images}
+    found = {path: finder.find(path, digests[path]) for path in paths}
+    return {path: image for path, image in found.items() if image in pool}
+
+
+def _were_taken(index_folder: Path, file: Path, progress: Progress, data: Dataset) -> bool:
+    """Whether a csv belongs to the last cycle whose labels were taken and agrees with them.
 
     Raises:
-        InputError: It says something else, or more.
+        InputError: It has other labels, or more.
     """
-    earlier = read_query(folder, state.cycle) if state.cycle else None
-    if earlier is None or not is_about(file, earlier.paths):
+    query, waiting = read_query(index_folder, progress.cycle), progress.waiting
+    if query is None or not lists_only(file, query.paths) or (waiting and lists_only(file, waiting.paths)):
         return False
-    if state.waiting and is_about(file, state.waiting.paths):  # both asked for these images
-        return False
-    answers = read_labels(file, earlier.paths, earlier.class_names, partial=True)
-    content = read_index_file(index_path(folder, state.cycle))
-    names = [content.class_names[number] for number in content.labels]
-    known: dict[str, str | None] = {path: name for (path, _), name in zip(content.files["labeled"], names)}
-    known |= {path: None for path, _ in content.files["set_aside"]}
-    differs = [path for path, name in answers.items() if path in known and known[path] != name]
-    if differs:
+    answers = read_labels(file, query.paths, query.class_names, partial=True)
+    index_file = index_path(index_folder, progress.cycle)
+    content = read_index_file(index_file)
+    names = [content.class_names[number] for number in content.labels] + [None] * len(content.set_aside)
+    taken = {path: name for (path, _), name in zip(content.files["labeled"] + content.files["set_aside"], names)}
+    added = _find_in_pool([path for path in answers if path not in taken], query, progress, data)
+    differing = [path for path in answers if path in added or taken.get(path, answers[path]) != answers[path]]
+    if differing:
+        first = differing[0]
+        before = "without one" if first in added else taken[first] or OTHER_LABEL
         raise InputError(
-            f"--labels {file}: the labels of cycle {state.cycle} are in already, and this file says otherwise of "
-            f"{len(differs)} image(s), such as {shown(differs[0])} ({answers[differs[0]] or OTHER_LABEL}, not "
-            f"{known[differs[0]] or OTHER_LABEL}); {_how_to_take_anew(folder, state, content, answers)}"
+            f"--labels {file}: the labels of cycle {progress.cycle} were taken already, and {len(differing)} in this "
+            f"file differ, such as that of {shown(first)} ({answers[first] or OTHER_LABEL}, before {before}); to "
+            f"replace them, move {index_file} away and give a csv with all labels of the cycle"
         )
-    finder, pool = Finder(data), set(state.split.unlabeled.tolist())
-    digests = {image.path: image.digest for image in earlier.images}
-    unknown = [path for path in answers if path not in known]
-    late = [path for path in unknown if finder.find(path, digests[path]) in pool]
-    if late:
-        raise InputError(
-            f"--labels {file}: the labels of cycle {state.cycle} are in already, without {len(late)} that this file "
-            f"has, such as that of {shown(late[0])}, whose images are in the pool again; "
-            f"{_how_to_take_anew(folder, state, content, answers)}"
-        )
-    if unknown:
-        warn(f"{len(unknown)} label(s) in {file} are of images that are no longer in unlabeled/")
     return True
 
 
-def _how_to_take_anew(folder: Path, state: State, content: IndexFile, answers: Mapping[str, str | None]) -> str:
-    """What to do so that a csv replaces the labels of the last cycle."""
-    later = cycle_folder(folder, state.cycle + 1)
-    moved = f"{index_path(folder, state.cycle)} away" + f", and {later}, whose query followed it," * later.is_dir()
-    lacking = sum(path not in answers for path, _ in content.files["queried"])
-    added = f" with the {lacking} label(s) added that it lacks" if lacking else ""
-    return f"to take what it says, move {moved} and give this file again{added}"
-
-
-def index_file(
-    data: Dataset, split: Split, labels: np.ndarray, query: WaitingQuery, *, queried: np.ndarray
+def _index_content(
+    data: Dataset, split: Split, labels: np.ndarray, query: AnnotationQuery, queried: np.ndarray
 ) -> IndexFile:
-    """A cycle's index file, with the labels that people gave.
-
-    Args:
-        data: The folder of images.
-        split: After the answers.
-        labels: Of all train images.
-        query: What was asked; cycle 0 for the initial set.
-        queried: The images that were answered for, (Q,).
-    """
-    metrics = query_metrics(labels[queried], target_classes=split.target_classes, found_before=0, pool_targets=0)
-    if query.cycle == 0:
-        metrics = {}
-    elif len(queried) < len(query.images):
+    """A cycle's index file; ``split`` is that after the answers, ``queried`` the images that have one, (Q,)."""
+    metrics = {"labeled": len(split.labeled), "pool": len(split.unlabeled)}
+    if query.cycle:
+        metrics |= query_metrics(labels[queried], target_classes=split.target_classes, found_before=0, pool_targets=0)
+    if len(queried) < len(query.images):
         metrics["unanswered"] = len(query.images) - len(queried)
-    metrics |= {"labeled": len(split.labeled), "pool": len(split.unlabeled)}
     parts = {"labeled": split.labeled, "queried": queried, "set_aside": split.set_aside}
     return IndexFile(
         dataset=data.name,
@@ -222,87 +221,79 @@ def index_file(
     )
 
 
-def answer_line(content: IndexFile, *, asked: int) -> str:
-    """What a cycle's labels say, in one line."""
+def _summary(content: IndexFile, *, wanted: int) -> str:
+    """A cycle's labels in one line."""
     metrics = content.metrics
-    per_class = ", ".join(
-        f"{shown(name)} {found}" for name, found in zip(content.class_names, metrics["found_per_class"], strict=True)
-    )
-    answered = f"{metrics['queried']} labels" + ("" if metrics["queried"] == asked else f" of {asked} asked for")
-    precision = "-" if metrics["precision"] is None else f"{metrics['precision']:.1f} %"
+    queried, found = metrics["queried"], metrics["found"]
+    counts = ", ".join(f"{shown(name)} {n}" for name, n in zip(content.class_names, metrics["found_per_class"]))
+    precision = f"{metrics['precision']:.1f} %" if queried else "-"
     return (
-        f"cycle {content.cycle}: {answered}, target {metrics['found']} ({per_class}), other "
-        f"{metrics['queried'] - metrics['found']}, precision {precision}, labeled {metrics['labeled']}, pool "
+        f"cycle {content.cycle}: {queried} labels{f' of {wanted} asked for' * (queried < wanted)}, target {found} "
+        f"({counts}), other {queried - found}, precision {precision}, labeled {metrics['labeled']}, pool "
         f"{metrics['pool']}"
     )
 
 
-def ask(
-    folder: Path,
-    root: Path,
-    state: State,
+def write_next_query(
+    index_folder: Path,
+    images_folder: Path,
+    progress: Progress,
     data: Dataset,
     cycle: Cycle,
     *,
     strategy: str,
     settings: dict[str, Any],
-    again: Callable[[str], str],
-) -> None:
-    """Writes the files of a query and says what to do with them; before the first, the initial set's index file.
+) -> AnnotationQuery:
+    """Writes a query for people to label; before the first one, also the index file of the initial set.
 
     Args:
-        folder: The index folder.
-        root: The folder of images.
-        state: Where the loop stands.
+        index_folder: Where the index files are.
+        images_folder: Where the images are.
+        progress: Where the loop stands.
         data: The images.
         cycle: The query.
         strategy: Its name.
-        settings: For the record.
-        again: The command that takes a csv of this name.
+        settings: What index files record of it.
     """
-    names = [data.class_names[label] for label in state.split.target_classes]
-    query = WaitingQuery(
-        cycle=cycle.number,
-        after="",
-        class_names=names,
-        strategy=strategy,
-        settings=settings,
-        seconds=round(cycle.seconds, 3),
-        images=asked_images(data, cycle, names),
-    )
-    numbers = {data.paths[image]: image for image in cycle.result.indices}
+    class_names = [data.class_names[label] for label in progress.split.target_classes]
+    folder, seconds = index_path(index_folder, cycle.number).with_suffix(""), round(cycle.seconds, 3)
+    images = _queried_images(data, cycle, class_names)
+    query = AnnotationQuery(folder, cycle.number, "", class_names, strategy, settings, seconds, images)
+    indices = dict(zip(query.paths, cycle.result.indices))
 
-    def picture(path: str) -> Image.Image:
-        whole = read_thumbnail(root / path, THUMBNAIL, digest=data.digests[numbers[path]])
-        return whole or Image.fromarray(np.array(data.train_images[numbers[path]]))  # as it was scored
+    def thumbnail(image: QueriedImage) -> Image.Image:
+        whole = read_thumbnail(images_folder / image.path, THUMBNAIL, digest=image.digest)
+        return whole or Image.fromarray(np.array(data.train_images[indices[image.path]]))  # as it was scored
 
     distributed.barrier()  # every process has read the folder before the first one writes
     if distributed.is_main():
-        before = index_path(folder, state.cycle)
+        before = index_path(index_folder, progress.cycle)
         if not before.is_file():
-            initial = dataclasses.replace(query, cycle=0, images=[], seconds=0.0)
-            empty = np.empty(0, dtype=np.int64)
-            write_index_file(folder, index_file(data, state.split, state.labels, initial, queried=empty))
-        write_query(folder, dataclasses.replace(query, after=file_digest(before)), picture)
+            initial, nothing = dataclasses.replace(query, cycle=0, images=[], seconds=0.0), np.empty(0, dtype=np.int64)
+            write_index_file(index_folder, _index_content(data, progress.split, progress.labels, initial, nothing))
+        query = dataclasses.replace(query, after=file_digest(before))
+        write_query(query, render_page(query, thumbnail))
     for number, missing in cycle.result.shortfall.items():
-        log(f"class {shown(names[number])}: {missing} fewer than --target, no more candidates")
-    announce(folder, query)
-    place = cycle_folder(folder, query.cycle)
-    finish([place / name for name in (PAGE, TABLE)], then=again(labels_file(query.cycle)))
+        log(f"class {shown(class_names[number])}: {missing} image(s) fewer than wanted, there are no more candidates")
+    log_waiting(query)
+    return query
 
 
-def asked_images(data: Dataset, cycle: Cycle, names: Sequence[str]) -> list[Asked]:
-    """The query's images; where the strategy looks at no score, the class that it dealt them to is no suggestion."""
+def _queried_images(data: Dataset, cycle: Cycle, class_names: list[str]) -> list[QueriedImage]:
+    """Where the strategy looks at no score, the class to which it dealt an image is not a suggestion."""
     result, suggests = cycle.result, cycle.inputs.scores.pseudo_class is not None
-    rows = zip(result.indices, result.pseudo_class, result.utility, result.semantic, result.distinctive, strict=True)
-    return [
-        Asked(
-            path=data.paths[image],
-            digest=data.digests[image],
-            suggestion=names[number] if suggests else None,
-            joint=finite_or_none(utility) if suggests else None,
-            semantic=finite_or_none(semantic),
-            distinctive=finite_or_none(distinctive),
-        )
-        for image, number, utility, semantic, distinctive in rows
-    ]
+    scores = np.stack([result.utility, result.semantic, result.distinctive], axis=1).tolist()
+    images = []
+    for image, number, values in zip(result.indices, result.pseudo_class, scores, strict=True):
+        joint, semantic, distinctive = (value if math.isfinite(value) else None for value in values)
+        suggestion, joint = (class_names[number], joint) if suggests else (None, None)
+        images.append(QueriedImage(data.paths[image], data.digests[image], suggestion, joint, semantic, distinctive))
+    return images
+
+
+def log_waiting(query: AnnotationQuery) -> None:
+    """Says where a query can be labeled."""
+    log(
+        f"cycle {query.cycle} waits for the labels of {len(query.images)} images: open {query.page} in a browser, "
+        f"which saves them as {query.labels_file}, or fill in the column label of {query.table}"
+    )

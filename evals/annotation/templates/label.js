@@ -2,7 +2,7 @@
 (() => {
   const query = JSON.parse(document.getElementById("query").textContent);
   const { items, classes } = query;
-  const NONE = -1; // the label of an image of no target class; null: no label yet
+  const OTHER = -1; // the label of an image of no target class; null: no label yet
   const UNDO_DEPTH = 1000;
   const element = (id) => document.getElementById(id);
   const images = element("images");
@@ -15,10 +15,11 @@
   let storageWorks = true;
   let unsaved = false; // labels that no csv holds yet
 
-  // What a label is called, and how it stands in the csv (made by the program that reads it back).
-  const nameOf = (label) => (label === NONE ? query.other.name : classes[label].name);
-  const cellOf = (label) => (label === null ? "" : label === NONE ? query.other.cell : classes[label].cell);
-  const validLabel = (label) => label === null || (Number.isInteger(label) && label >= NONE && label < classes.length);
+  // A label's name, and its cell in the csv (made by the program that reads it back).
+  const nameOf = (label) => (label === OTHER ? query.other.name : classes[label].name);
+  const cellOf = (label) => (label === null ? "" : label === OTHER ? query.other.cell : classes[label].cell);
+  const validLabel = (label) => label === null || (Number.isInteger(label) && label >= OTHER && label < classes.length);
+  const validImage = (image) => Number.isInteger(image) && image >= 0 && image < items.length;
 
   // State that outlives the tab.
 
@@ -29,7 +30,7 @@
     } catch (error) {
       storageWorks = false;
     }
-    showStorage();
+    element("storage").hidden = storageWorks;
   }
 
   function restore(text) {
@@ -41,35 +42,18 @@
     }
     if (!kept || !Array.isArray(kept.labels) || kept.labels.length !== items.length) return;
     labels = kept.labels.map((label) => (validLabel(label) ? label : null));
-    const fits = (step) =>
-      Array.isArray(step) && Number.isInteger(step[0]) && step[0] >= 0 && step[0] < items.length && validLabel(step[1]);
-    history = Array.isArray(kept.history) ? kept.history.filter(fits) : [];
-    if (Number.isInteger(kept.current) && kept.current >= 0 && kept.current < items.length) current = kept.current;
+    const valid = (step) => Array.isArray(step) && validImage(step[0]) && validLabel(step[1]);
+    history = Array.isArray(kept.history) ? kept.history.filter(valid) : [];
+    if (validImage(kept.current)) current = kept.current;
     unsaved = Boolean(kept.unsaved);
-  }
-
-  function showStorage() {
-    const notice = element("storage");
-    notice.hidden = storageWorks;
-    if (!storageWorks) {
-      notice.textContent =
-        "This browser does not let the page keep its labels: save the csv before you close the tab, or they are lost.";
-    }
   }
 
   // Labeling.
 
-  function put(image, label) {
-    if (labels[image] === label) return;
-    history.push([image, labels[image]]);
-    if (history.length > UNDO_DEPTH) history.shift();
-    set(image, label);
-  }
-
-  function set(image, label) {
+  function setLabel(image, label) {
     labels[image] = label;
     unsaved = true;
-    const complete = labels.every((given) => given !== null);
+    const complete = !labels.includes(null);
     element("saved").textContent = complete ? "Every image has a label. Save the csv (S)." : "";
     element("saved").hidden = !complete;
     keep();
@@ -77,32 +61,32 @@
     showCount();
   }
 
-  function give(label) {
+  function labelCurrent(label) {
     if (!items.length || current === null) return;
     const image = current;
-    put(image, label);
-    const said = label === null ? "label removed" : nameOf(label);
-    if (label === null) {
-      choose(image);
-    } else {
-      step(1, image);
+    if (labels[image] !== label) {
+      history.push([image, labels[image]]);
+      if (history.length > UNDO_DEPTH) history.shift();
+      setLabel(image, label);
     }
-    say(`${items[image].path}: ${said}. ${element("count").textContent}`);
+    if (label === null) choose(image);
+    else step(1, image);
+    announce(`${items[image].path}: ${label === null ? "label removed" : nameOf(label)}. ${element("count").textContent}`);
   }
 
   function accept() {
     if (current === null) return;
     const suggestion = items[current].suggestion;
-    if (suggestion === null) say("There is no suggestion for this image; press the key of its class.");
-    else give(suggestion);
+    if (suggestion === null) announce("There is no suggestion for this image; press the key of its class.");
+    else labelCurrent(suggestion);
   }
 
   function undo() {
     const last = history.pop();
     if (!last) return;
-    set(last[0], last[1]);
+    setLabel(last[0], last[1]);
     choose(last[0]);
-    say(`Undone: ${items[last[0]].path}. ${element("count").textContent}`);
+    announce(`Undone: ${items[last[0]].path}. ${element("count").textContent}`);
   }
 
   // Moving.
@@ -114,34 +98,34 @@
       if (!onlyUnlabeled || labels[image] === null) return choose(image);
     }
     if (!onlyUnlabeled || labels[from] === null) return choose(from);
-    // Behind the last one that is left, go to the first.
+    // After the last one that is left, go to the first.
     const left = labels.indexOf(null);
     return choose(left === -1 ? null : left);
   }
 
   function stepRow(down) {
     if (current === null) return;
-    const here = cards[current].getBoundingClientRect();
+    const from = cards[current].getBoundingClientRect();
     let best = null;
     let bestCost = Infinity;
     cards.forEach((card, image) => {
       if (card.hidden) return;
-      const there = card.getBoundingClientRect();
-      const rows = down ? there.top - here.top : here.top - there.top;
-      if (rows < 1) return;
-      const cost = rows * 10000 + Math.abs(there.left - here.left);
+      const to = card.getBoundingClientRect();
+      const distance = down ? to.top - from.top : from.top - to.top;
+      if (distance < 1) return;
+      const cost = distance * 10000 + Math.abs(to.left - from.left);
       if (cost < bestCost) [best, bestCost] = [image, cost];
     });
     if (best !== null) choose(best);
   }
 
-  function choose(image, focus = true) {
+  function choose(image) {
     const before = current;
     current = image;
     if (onlyUnlabeled) showFilter();
     for (const other of new Set([before, image])) if (other !== null) showCard(other);
     showCurrent();
-    if (image !== null && focus) {
+    if (image !== null) {
       cards[image].focus({ preventScroll: true });
       cards[image].scrollIntoView({ block: "nearest" });
     }
@@ -150,67 +134,66 @@
 
   // Drawing.
 
-  function part(tag, className, text) {
-    const made = document.createElement(tag);
-    if (className) made.className = className;
-    if (text !== undefined) made.textContent = text;
-    return made;
+  function create(tag, className, text) {
+    const created = document.createElement(tag);
+    if (className) created.className = className;
+    if (text !== undefined) created.textContent = text;
+    return created;
   }
 
-  function picture(target, item) {
+  function showImage(target, item) {
     target.src = item.image;
     target.classList.toggle("pixels", item.small);
   }
 
   const scoresOf = (item) =>
-    query.scores.map((name, place) => (item.scores[place] === "" ? "" : `${name} ${item.scores[place]}`)).filter(Boolean);
+    query.scores.map((name, index) => item.scores[index] && `${name} ${item.scores[index]}`).filter(Boolean);
 
   function build() {
     query.groups.forEach((group, number) => {
-      const box = part("div", "group");
+      const box = create("div", "group");
       box.setAttribute("role", "group");
-      const title = part("h2", "", group.title);
+      const title = create("h2", "", group.title);
       title.id = `group-${number}`;
       title.dir = "auto";
-      const size = part("span", "number", ` (${group.count})`);
-      title.append(size);
+      title.append(create("span", "number", ` (${group.count})`));
       box.setAttribute("aria-labelledby", title.id);
-      const grid = part("div", "grid");
-      for (let image = group.start; image < group.start + group.count; image++) grid.append(buildCard(image));
+      const grid = create("div", "grid");
+      for (let count = 0; count < group.count; count++) grid.append(buildCard(cards.length));
       box.append(title, grid);
       images.append(box);
     });
     classes.forEach((entry, number) => element("choices").append(choice(entry.name, entry.key, number)));
-    element("choices").append(choice(`${query.other.name}: none of these`, query.other.key, NONE));
+    element("choices").append(choice(`${query.other.name}: none of these`, query.other.key, OTHER));
   }
 
   function buildCard(image) {
     const item = items[image];
-    const card = part("div", "card");
+    const card = create("div", "card");
     card.setAttribute("role", "option");
     card.id = `image-${image}`;
-    const thumbnail = part("img");
+    const thumbnail = create("img");
     thumbnail.alt = "";
     thumbnail.decoding = "async";
     thumbnail.loading = "lazy";
-    picture(thumbnail, item);
-    card.append(thumbnail, part("div", "mark"), part("div", "small", scoresOf(item)[0] || ""));
+    showImage(thumbnail, item);
+    card.append(thumbnail, create("div", "mark"), create("div", "small", scoresOf(item)[0] || ""));
     card.addEventListener("click", () => choose(image));
     cards[image] = card;
     return card;
   }
 
   function choice(name, key, label) {
-    const button = part("button");
+    const button = create("button");
     button.type = "button";
     button.dataset.label = String(label);
     if (key) {
-      button.append(part("kbd", "", key), " ");
+      button.append(create("kbd", "", key), " ");
       button.setAttribute("aria-keyshortcuts", key);
     }
-    button.append(part("bdi", "", name));
+    button.append(create("bdi", "", name));
     button.title = name;
-    button.addEventListener("click", () => give(label));
+    button.addEventListener("click", () => labelCurrent(label));
     return button;
   }
 
@@ -218,8 +201,8 @@
     const card = cards[image];
     const label = labels[image];
     const item = items[image];
-    card.classList.toggle("done", label !== null && label !== NONE);
-    card.classList.toggle("none", label === NONE);
+    card.classList.toggle("done", label !== null && label !== OTHER);
+    card.classList.toggle("other", label === OTHER);
     card.setAttribute("aria-selected", String(image === current));
     card.tabIndex = image === current ? 0 : -1;
     card.querySelector(".mark").textContent = label === null ? "" : `✓ ${nameOf(label)}`;
@@ -228,16 +211,16 @@
   }
 
   function showCurrent() {
-    const there = current !== null;
-    element("preview").hidden = !there;
+    const chosen = current !== null;
+    element("preview").hidden = !chosen;
     for (const id of ["path", "scores", "label"]) element(id).textContent = "";
     for (const button of element("choices").children) {
-      button.disabled = !there;
-      button.setAttribute("aria-pressed", String(there && labels[current] === Number(button.dataset.label)));
+      button.disabled = !chosen;
+      button.setAttribute("aria-pressed", String(chosen && labels[current] === Number(button.dataset.label)));
     }
-    if (!there) return;
+    if (!chosen) return;
     const item = items[current];
-    picture(element("preview"), item);
+    showImage(element("preview"), item);
     element("preview").alt = item.path;
     element("path").textContent = item.path;
     element("scores").textContent = scoresOf(item).join(", ");
@@ -282,8 +265,8 @@
     showCurrent();
   }
 
-  function say(text) {
-    element("said").textContent = text;
+  function announce(text) {
+    element("announcement").textContent = text;
   }
 
   // Saving.
@@ -295,7 +278,7 @@
 
   function save() {
     const address = URL.createObjectURL(new Blob([csv()], { type: "text/csv;charset=utf-8" }));
-    const link = part("a");
+    const link = create("a");
     link.href = address;
     link.download = query.file;
     document.body.append(link);
@@ -307,14 +290,14 @@
     const missing = labels.filter((label) => label === null).length;
     const saved = element("saved");
     saved.textContent =
-      `Saved as ${query.file}. Next: give the command again with --labels and the path of that file` +
+      `Saved as ${query.file}. Next: run the command again with --labels and the path of that file` +
       (missing ? `; ${missing} of ${items.length} images have no label, so add --partial or label them first.` : ".");
     saved.hidden = false;
   }
 
   // Keys.
 
-  const labelOfKey = new Map([[query.other.key, NONE]]);
+  const labelOfKey = new Map([[query.other.key, OTHER]]);
   classes.forEach((entry, number) => entry.key && labelOfKey.set(entry.key, number));
   const actions = {
     ArrowLeft: () => current !== null && step(-1, current),
@@ -324,8 +307,8 @@
     Home: () => step(1, -1),
     End: () => step(-1, items.length),
     Enter: accept,
-    Delete: () => give(null),
-    Backspace: () => give(null),
+    Delete: () => labelCurrent(null),
+    Backspace: () => labelCurrent(null),
     u: undo,
     f: filter,
     s: save,
@@ -337,7 +320,7 @@
     if (!undoes && (event.ctrlKey || event.metaKey || event.altKey)) return;
     const key = undoes ? "u" : event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (key === "Enter" && event.target.closest && event.target.closest("button")) return; // presses that button
-    const act = labelOfKey.has(key) ? () => give(labelOfKey.get(key)) : actions[key];
+    const act = labelOfKey.has(key) ? () => labelCurrent(labelOfKey.get(key)) : actions[key];
     if (!act) return;
     event.preventDefault();
     if (event.repeat && !repeats.has(key)) return; // a key held down is not a label for the next images
@@ -347,11 +330,11 @@
   element("undo").addEventListener("click", undo);
   element("save").addEventListener("click", save);
   window.addEventListener("storage", (event) => {
-    // Another tab with this page: it knows more.
+    // Another tab shows this page, too, and has newer labels.
     if (event.key !== query.key || event.newValue === null) return;
-    const here = current;
+    const before = current;
     restore(event.newValue);
-    current = here;
+    current = before;
     show();
   });
   window.addEventListener("beforeunload", (event) => {
