@@ -64,7 +64,7 @@ def check_class_names(names: Sequence[str]) -> None:
             raise InputError(f"labeled/{shown(name)}: the name is not valid UTF-8; rename the folder")
         if _normalized(name) == OTHER_LABEL:
             raise InputError(
-                f"a class is named {name!r}, but the label {OTHER_LABEL!r} means none of the classes: rename its folder"
+                f"a class is named {name!r}, which as a label means none of the classes: rename its folder"
             )
 
 
@@ -173,7 +173,7 @@ def _cells(file: Path) -> Iterator[tuple[int, str, str]]:
         InputError: The file is not a table with these two columns.
     """
     text = _decode(file)
-    first_separator = re.search(r"^(?!sep=)[^,;\t\r\n]*([,;\t])", text, re.MULTILINE)
+    first_separator = re.search(r"(?:^|[\r\n])(?!sep=)[^,;\t\r\n]*([,;\t])", text)
     delimiter = first_separator[1] if first_separator else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: list[int] = []

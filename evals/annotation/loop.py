@@ -65,8 +65,7 @@ def resume_annotation(
         overwrite: Leave the waiting query out of the result, so that it is made anew.
 
     Raises:
-        InputError: The data need no labels, a file is damaged or does not fit, or the query to be made anew is filled
-            in.
+        InputError: The data need no labels, a file is damaged or does not fit, or the replaced query is filled in.
     """
     if data.paths is None or data.has_oracle:
         raise InputError(

@@ -28,7 +28,6 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 OTHER_KEY = "o"
 COMMAND_KEYS = "ufs"  # undo, filter, save; see label.js
 CLASS_KEYS = "123456789" + "".join(sorted(set(string.ascii_lowercase) - set(OTHER_KEY + COMMAND_KEYS)))
-SCORES = ("score", "semantic", "distinctive")
 SMALL = 64  # pixels up to which an image is stored exactly and its pixels are shown as squares
 
 
@@ -44,12 +43,7 @@ def label_keys(class_names: Sequence[str]) -> list[str]:
 
 
 def render_page(query: AnnotationQuery, thumbnail: Callable[[QueriedImage], Image.Image]) -> str:
-    """The page of a query, in which adjacent images with the same suggestion form a group.
-
-    Args:
-        query: What is to be labeled.
-        thumbnail: What to show of an image.
-    """
+    """The page of a query, in which adjacent images with the same suggestion form a group."""
     style, script = ((TEMPLATES / name).read_text() for name in ("label.css", "label.js"))
     suggestions = itertools.groupby(image.suggestion for image in query.images)
     titles = [("No suggestion" if name is None else f"Suggested: {name}", len(list(run))) for name, run in suggestions]
@@ -57,7 +51,7 @@ def render_page(query: AnnotationQuery, thumbnail: Callable[[QueriedImage], Imag
         "key": query.storage_key,
         "file": query.labels_file,
         "heading": format_row(COLUMNS),
-        "scores": SCORES,
+        "scores": ["score", "semantic", "distinctive"],
         "classes": list(map(_choice, query.class_names, label_keys(query.class_names))),
         "other": _choice(OTHER_LABEL, OTHER_KEY),
         "groups": [{"title": title, "count": count} for title, count in titles],
