@@ -1,138 +1,128 @@
-"""Figures: written, valid, and robust to what a run can hand them."""
+"""Figures: written, valid, in one style, and robust to what a run can hand them."""
 
 from __future__ import annotations
 
+import io
 import warnings
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pytest
+from PIL import Image
 
-from common.plots import plot_accuracy, plot_histogram, plot_summary
+from common.plots import (
+    GREY,
+    INK,
+    PALETTE,
+    Curve,
+    draw_curves,
+    draw_panel,
+    inline_svg,
+    legend_columns,
+    plot_accuracy,
+    plot_histogram,
+    plot_summary,
+    series_label,
+)  # fmt: skip
 
 NAN, INFINITE = float("nan"), float("inf")
 
 
-def assert_png(path: Path) -> np.ndarray:
-    """The decoded picture: a png of a sensible size on which something is drawn."""
-    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    pixels = matplotlib.image.imread(path)
-    assert pixels.shape[0] > 200
-    assert pixels.shape[1] > 300
-    assert pixels.min() < pixels.max()
+def pixels_of(path: Path) -> np.ndarray:
+    """The decoded picture, of a sensible size, with something drawn on it; the path holds nothing else."""
+    pixels = np.asarray(Image.open(path).convert("RGB")) / 255
+    assert pixels.shape[0] > 200 and pixels.shape[1] > 300 and pixels.min() < pixels.max()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
     return pixels
 
 
 HISTOGRAMS = {
     "ordinary": {"target": np.linspace(-1, 1, 50), "other": np.linspace(0, 2, 7)},
-    "one value": {"all": np.array([0.5])},
-    "constant": {"a": np.full(5, -1.0, np.float32), "b": np.full(3, -1.0, np.float32)},
-    "constant, where single precision is coarse": {"all": np.full(5, 1e8, np.float32)},
-    "an empty group": {"target": np.array([1.0, 2.0]), "other": np.empty(0)},
-    "nothing but empty groups": {"target": np.empty(0), "other": np.empty(0)},
-    "no groups": {},
-    "some not finite": {"all": np.array([-INFINITE, 0.0, NAN, 1.0, INFINITE])},
-    "none finite": {"all": np.array([-INFINITE, NAN, INFINITE])},
+    "empty": {"target": np.array([1.0, 2.0]), "other": np.empty(0)},
+    "nothing": {},
+    "not finite": {"all": np.array([-INFINITE, 0.0, NAN, 1.0, INFINITE])},
     "as wide as single precision": {"all": np.array([-3e38, 0, 3e38], dtype=np.float32)},
 }
-
-
-@pytest.mark.parametrize("groups", HISTOGRAMS.values(), ids=HISTOGRAMS)
-def test_histogram_is_a_png(tmp_path, groups):
-    path = tmp_path / "made" / "histogram.png"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        plot_histogram(path, groups, label="query score")
-    assert_png(path)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-@pytest.mark.parametrize("value", [-1.0, 0.0, 100.0, 1e8])
-def test_histogram_of_a_constant_shows_its_bar(tmp_path, value):
-    """Coloured pixels: without the bar there is only the legend's line, and less of the colour."""
-    coloured = {}
-    for name, group in {"constant": np.full(9, value, np.float32), "nothing": np.full(9, NAN, np.float32)}.items():
-        plot_histogram(tmp_path / "x.png", {"all": group}, label="score")
-        pixels = assert_png(tmp_path / "x.png")[..., :3]
-        coloured[name] = int((pixels.max(2) - pixels.min(2) > 0.3).sum())
-    assert coloured["nothing"] == 0
-    assert coloured["constant"] > 300
-
-
 ACCURACIES = {
-    "ordinary": {"ccal": [(800, 89.2, 0.4), (2221, 92.0, 0.2)], "random": [(800, 89.2, 0.4), (1100, 90.0, 0.3)]},
-    "single runs": {"ccal": [(800, 89.2, None), (2221, 92.0, None)]},
-    "one point": {"ccal": [(800, 89.2, 0.0)]},
-    "constant": {"ccal": [(800, 50.0, 0.0), (800, 50.0, 0.0)]},
-    "not finite": {"ccal": [(800, NAN, None), (900, INFINITE, NAN), (1000, 50.0, INFINITE)]},
-    "a series without points": {"ccal": [], "random": [(800, 89.2, 0.4)]},
-    "no series": {},
+    "ordinary": {"ccal": [(800, 89.2, 0.4), (2221, 92.0, 0.2)], "random": [(800, 89.2, None), (1100, 90.0, None)]},
+    "not finite": {"ccal": [(800, NAN, None), (900, INFINITE, NAN), (1000, 50.0, INFINITE)], "random": []},
 }
-
-
-@pytest.mark.parametrize("series", ACCURACIES.values(), ids=ACCURACIES)
-def test_accuracy_curve_is_a_png(tmp_path, series):
-    path = tmp_path / "made" / "accuracy.png"
-    plot_accuracy(path, series)
-    assert_png(path)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-PRECISIONS = {
-    "ordinary": {"ccal": [(1, 94.7), (2, 93.0)], "random": [(1, 20.0)]},
-    "a strategy without cycles": {"ccal": [], "random": [(1, 20.0), (2, 20.0)]},
-    "not finite": {"ccal": [(1, NAN), (2, INFINITE)]},
-    "no strategies": {},
-}
-
-
-@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)
-def test_summary_is_a_png_and_wider_with_accuracies(tmp_path, precision):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        plot_summary(tmp_path / "narrow.png", precision=precision, accuracy=[])
-        plot_summary(tmp_path / "wide.png", precision=precision, accuracy=[(800, 89.2, None), (2221, NAN, 0.2)])
-    narrow, wide = assert_png(tmp_path / "narrow.png"), assert_png(tmp_path / "wide.png")
-    assert wide.shape[1] > 1.5 * narrow.shape[1]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["narrow.png", "wide.png"]
-
-
-def test_published_values_and_a_title_are_drawn(tmp_path):
-    """Black points appear that are not there without; they may be all there is."""
-    black = {}
-    for name, published in {"with": [(1, 94.7), (2, 29.3)], "without": []}.items():
-        plot_summary(tmp_path / "x.png", precision={"ccal": []}, accuracy=[], published=published, title="scale 0.1")
-        pixels = assert_png(tmp_path / "x.png")
-        black[name] = int((pixels[100:300, 100:500, :3].max(2) < 0.1).sum())
-    assert black["with"] > black["without"] + 50
-
-
-DRAW = {
-    "accuracy": lambda path: plot_accuracy(path, {"ccal": [(800, 89.2, 0.4), (2221, 92.0, 0.2)]}),
-    "histogram": lambda path: plot_histogram(path, {"all": np.linspace(0, 1, 9)}, label="score"),
-    "summary": lambda path: plot_summary(path, precision={"ccal": [(1, 94.7)]}, accuracy=[(800, 89.2, 0.4)]),
-}
+PRECISIONS = {"not finite": {"ccal": [(1, NAN), (2, INFINITE)]}, "nothing": {}}
+DRAW = {f"histogram, {n}": lambda p, d=d: plot_histogram(p, d, label="score") for n, d in HISTOGRAMS.items()}
+DRAW |= {f"accuracy, {n}": lambda p, d=d: plot_accuracy(p, d) for n, d in ACCURACIES.items()}
+DRAW |= {f"summary, {n}": lambda p, d=d: plot_summary(p, precision=d, accuracy=[]) for n, d in PRECISIONS.items()}
 
 
 @pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
-def test_a_figure_replaces_an_earlier_one(tmp_path, draw):
+def test_whatever_is_drawn_is_one_png_without_a_warning(tmp_path, draw):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw(tmp_path / "made" / "figure.png")
+    pixels_of(tmp_path / "made" / "figure.png")
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1e8])
+def test_a_histogram_of_a_constant_shows_its_bar(tmp_path, value):
+    """Where single precision is coarse, too; without the bar nothing is coloured."""
+    coloured = []
+    for group in (np.full(9, value, np.float32), np.full(9, NAN, np.float32)):
+        plot_histogram(tmp_path / "x.png", {"all": group}, label="score")
+        coloured.append(int((np.ptp(pixels_of(tmp_path / "x.png"), axis=2) > 0.3).sum()))
+    assert coloured[0] > 300 and coloured[1] == 0
+
+
+def test_a_summary_is_twice_as_wide_with_accuracies_and_shows_published_values(tmp_path):
+    sizes, dark = [], []
+    for published, accuracy in (((), []), ([(1, 94.7), (2, 29.3)], []), ((), [(800, 89.2, None), (2221, NAN, 0.2)])):
+        path = tmp_path / "x.png"
+        plot_summary(path, precision={"ccal": []}, accuracy=accuracy, published=published, title="scale 0.1")
+        pixels = pixels_of(path)
+        sizes.append(pixels.shape[1])
+        dark.append(int((pixels[50:250, 100:450].max(2) < 0.1).sum()))
+    assert sizes[0] == sizes[1] == sizes[2] / 2
+    assert dark[1] > dark[0] + 50
+
+
+def test_a_figure_replaces_an_earlier_one_or_leaves_everything_as_it_was(tmp_path):
     path = tmp_path / "figure.png"
     path.write_text("earlier")
-    draw(path)
-    assert_png(path)
+    plot_accuracy(path, ACCURACIES["ordinary"])
+    pixels_of(path)
+    before = path.read_bytes()
+    with pytest.raises(OSError, match=r"figure\.png|directory"):
+        plot_accuracy(path / "figure.png", ACCURACIES["ordinary"])
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["figure.png"]
 
 
-@pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
-def test_a_path_that_cannot_be_written_leaves_nothing(tmp_path, draw):
-    folder = tmp_path / "figure.png"
-    folder.mkdir()
-    with pytest.raises(OSError, match="directory"):
-        draw(folder)
-    assert [path.name for path in tmp_path.rglob("*")] == ["figure.png"]
-    file = tmp_path / "file"
-    file.write_text("kept")
-    with pytest.raises(OSError, match=r"file|directory"):
-        draw(file / "figure.png")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["figure.png", "file"]
-    assert file.read_text() == "kept"
+def test_an_svg_for_a_page_has_its_own_ids_and_the_pages_colour():
+    text = (
+        '<?xml version="1.0"?>\n<!DOCTYPE svg SYSTEM "http://x">\n<svg xmlns:xlink="http://y" width="9pt" height="8pt" '
+        'viewBox="0 0 9 8" xmlns="http://z" version="1.1"><metadata>http://m</metadata><defs><style type="text/css">'
+        f'*{{a: b}}</style></defs><!-- a & b --><g id="a"><use xlink:href="#a" style="stroke: {INK}"/>'
+        '<image xlink:href="data:image/png;base64,AA"/><path clip-path="url(#c)"/></g></svg>'
+    )
+    assert inline_svg(text, prefix="p") == (
+        '<svg viewBox="0 0 9 8"><defs></defs><g id="p-a"><use href="#p-a" style="stroke: currentColor"/>'
+        '<image href="data:image/png;base64,AA"/><path clip-path="url(#p-c)"/></g></svg>'
+    )
+
+
+def test_a_panel_draws_each_curve_with_its_name_whatever_it_is():
+    curves = [Curve(name, [(1, 2.0, None), (2, 3.0, 1.0)]) for name in ("_hidden", "$x_$", "<b> & --> \N{CAT}")]
+    panel, again = (draw_panel("p", lambda axes: draw_curves(axes, curves, xlabel="x", ylabel="y")) for _ in range(2))
+    svg = ET.fromstring(panel.svg)
+    assert len([element for element in svg.iter() if element.get("id", "").startswith("p-legend")]) == 1
+    assert all(color in panel.svg for color in PALETTE[:3])
+    assert "http" not in panel.svg and INK not in panel.svg
+    assert Image.open(io.BytesIO(panel.png)).convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    assert again == panel
+
+
+def test_names_fit_into_legends_and_colours_show_on_light_and_dark():
+    assert series_label("_a") == " _a" and len(series_label("x" * 99)) == 44
+    assert [legend_columns(["ab", "x" * n]) for n in (13, 14, 24, 25)] == [3, 2, 2, 1]
+    for color in (*PALETTE, GREY):  # against white, and the page's dark ground (#15181c)
+        parts = [(int(color[place : place + 2], 16) / 255) ** 2.2 for place in (1, 3, 5)]
+        luminance = np.dot([0.2126, 0.7152, 0.0722], parts)
+        assert 1.05 / (luminance + 0.05) > 3 and (luminance + 0.05) / (0.009 + 0.05) > 3, color
