@@ -8,50 +8,66 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-import torch
+from common.flags import Parser, setting
 
-from common import arguments, distributed
-from common.cli import run_cli
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What to show, and where."""
+
+    title: ClassVar[str] = "report"
+    runs: tuple[str, ...] = setting(
+        help="folder with a run's encoders, index files and results, however they are laid out; several are compared",
+        metavar="RUN_DIR",
+        several=True,
+        positional=True,
+    )
+    out: str | None = setting(
+        None,
+        "the page; its figures also go into FILE_figures/ beside it (default: report.html in RUN_DIR; for several "
+        "runs, here)",
+        metavar="FILE.html",
+    )
+
+
+def build_parser() -> Parser:
+    """The command's flags."""
+    return Parser(__doc__, report=ReportSettings)
+
+
+if __name__ == "__main__":
+    build_parser().parse()  # --help and a mistyped flag end here, before torch is imported, which takes seconds
+
 from common.console import log
 from common.files import atomic_write, require_writable
-from evals.report.curves import accuracy_section, found_section, named_queries, overview, training_section
-from evals.report.images import histogram_section, image_section, scatter_section
-from evals.report.maps import map_section
-from evals.report.page import Section, page_html
-from evals.report.pool import gather
-from evals.report.runs import Run, find_runs
-from evals.report.settings import difference_section, record_section
-from evals.report.view import Pool
+from common.session import run_command
+from evals.report.page import page_html
+from evals.report.runs import Run, find_runs, read_pool
+from evals.report.sections import make_sections
 from utils import InputError
 
 PAGE = "report.html"
 
 
-def build_parser() -> arguments.Parser:
-    """The command's flags."""
-    parser = arguments.Parser(__doc__.splitlines()[0])
-    arguments.add_report_args(parser)
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    given = build_parser().parse(argv).report
     start = time.perf_counter()
-    folders = [Path(folder) for folder in args.runs]
-    page = page_path(args.out, folders)
+    folders = [Path(folder) for folder in given.runs]
+    page = page_path(given.out, folders)
     runs = find_runs(folders)
-    device = distributed.setup(args.device)
-    write_report(page, runs, data_path=args.data_path, features=args.features, device=device)
-    log(f"report of {len(runs)} run(s) in {time.perf_counter() - start:.1f} s: {page}\nfigures {figure_folder(page)}")
+    figures = write_report(page, runs)
+    log(f"report of {len(runs)} run(s) in {time.perf_counter() - start:.1f} s: {page}\nfigures {figures}")
 
 
 def page_path(out: str | None, folders: Sequence[Path]) -> Path:
     """Where the page goes: into the run's folder, for several runs into the working folder.
 
     Raises:
-        InputError: It is not called .html, or cannot be written there.
+        InputError: It is not the name of an html file, or cannot be written.
     """
     page = Path(out) if out else (folders[0] / PAGE if len(folders) == 1 else Path(PAGE))
     if page.suffix.lower() not in (".html", ".htm") or page.is_dir():
@@ -61,61 +77,21 @@ def page_path(out: str | None, folders: Sequence[Path]) -> Path:
     return page
 
 
-def figure_folder(page: Path) -> Path:
-    """Where the figures go as png files."""
-    return page.with_name(f"{page.stem}_figures")
-
-
-def write_report(
-    page: Path, runs: Sequence[Run], *, data_path: str | None, features: str, device: torch.device
-) -> None:
-    """Gathers, draws and writes everything.
-
-    Args:
-        page: The html file.
-        runs: At least one.
-        data_path: See report_pool.gather, and the next two.
-        features: ``auto``, ``kept`` or ``extract``.
-        device: For features and scores.
-    """
-    pools = []
-    for number, run in enumerate(runs, start=1):
-        if query := run.main_query:
-            material = gather(run, query, data_path=data_path, features=features, device=device)
-            pools.append(Pool(f"run{number}", run, material.query or query, material))
-    sections = make_sections(runs, pools)
-    names = ", ".join(run.name for run in runs)
-    text = page_html(f"CCAL report: {names}", lead(runs), sections)
-    for section in sections:
-        for name, content in section.pictures.items():
-            with atomic_write(figure_folder(page) / name) as file:
-                file.write(content)
-    with atomic_write(page) as file:
-        file.write(text.encode())
-
-
-def lead(runs: Sequence[Run]) -> str:
-    """What the page is about, in a line."""
+def write_report(page: Path, runs: Sequence[Run]) -> Path:
+    """Writes the page, and its figures as png files into the folder that is returned."""
+    sections = make_sections(runs, [read_pool(run, f"run{n}") for n, run in enumerate(runs, start=1) if run.queries])
+    lead = f"{len(runs)} runs side by side; " if len(runs) > 1 else ""
     data = sorted({query.files[0].dataset for run in runs for query in run.queries})
-    parts = [f"{len(runs)} runs side by side"] if len(runs) > 1 else []
-    parts += [f"data set {', '.join(data)}"] if data else []
-    return "; ".join([*parts, "contrastive coding for active learning under class distribution mismatch"])
-
-
-def make_sections(runs: Sequence[Run], pools: Sequence[Pool]) -> list[Section]:
-    """The page's parts, in order."""
-    queries = named_queries(runs)
-    first = Section("Overview")
-    if queries:
-        first.table(overview(queries))
-    else:
-        first.miss("No index files are in what was given: active_main.py queries the pool and writes them.")
-    sections = [first, *([difference_section(runs)] if len(runs) > 1 else []), found_section(queries)]
-    sections.append(accuracy_section(queries))
-    if pools:
-        sections += [make(pools) for make in (histogram_section, scatter_section, map_section, image_section)]
-    return [*sections, training_section(runs), record_section(runs)]
+    lead += f"data set {', '.join(data)}; " if data else ""
+    lead += "contrastive coding for active learning under class distribution mismatch"
+    text = page_html(f"CCAL report: {', '.join(run.name for run in runs)}", lead, sections)
+    figures = page.with_name(f"{page.stem}_figures")
+    files = {figures / name: content for section in sections for name, content in section.pictures.items()}
+    for path, content in {**files, page: text.encode()}.items():
+        with atomic_write(path) as file:
+            file.write(content)
+    return figures
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    sys.exit(run_command(main))

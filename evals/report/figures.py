@@ -1,150 +1,192 @@
-"""The drawings of the report that show single images: histograms, scatter plots and maps."""
+"""The report's figures: curves, histograms and scatter plots of the scores, and maps of the feature spaces."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evals.report.panels import BLUE, GREY, INK, ORANGE, PALETTE, RED, Panel, draw_panel, series_label
+from common import plots
+from common.plots import BLUE, GREY, INK, ORANGE, PALETTE, RED, Curve
+from evals.kept import KeptCycle
+from evals.metrics import describe
+from evals.report.page import Figure, Table
+from evals.report.runs import NOT_ANNOTATED, OTHER, TARGET, UNKNOWN, Pool
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BINS = 40
-DPI = 160  # of the points of a scatter plot, which are pixels within the drawing
+MOST_CURVES = 10  # of one figure; the table has all
+SHOWN_CLASSES = 4  # scatter plots of a cycle, and borders in a histogram
+GROUPS = {"target": (TARGET, BLUE), "other": (OTHER, GREY), NOT_ANNOTATED: (UNKNOWN, GREY)}
+
+
+def curve_figures(
+    name: str, title: str, curves: Sequence[Curve], table: Table, *, xlabel: str, ylabel: str, percent: bool = False
+) -> list[Figure]:
+    """Curves over whole numbers, and in words where each starts and ends; no figure without points."""
+    curves = [curve for curve in curves if curve.points]
+    drawn = curves[:MOST_CURVES]
+    if len(curves) > len(drawn):
+        title += f" (the first {len(drawn)} of {len(curves)} curves; the table has all)"
+    labels = {"xlabel": xlabel, "ylabel": ylabel, "percent": percent}
+    panel = plots.draw_panel(name, lambda axes: plots.draw_curves(axes, drawn, whole=True, **labels))
+    unit = " %" if "%" in ylabel else ""
+    ends = [f"{curve.name} from {curve.points[0][1]:.4g} to {curve.points[-1][1]:.4g}{unit}" for curve in drawn]
+    return [Figure(panel, title, f"{title}: {'; '.join(ends)}", table)] if drawn else []
+
+
+def score_groups(pool: Pool, cycle: KeptCycle) -> dict[str, np.ndarray]:
+    """Finite query scores by group; queried images are in two."""
+    truth, scores = pool.truth(cycle), cycle.query_score
+    groups = {name: scores[truth == value] for name, (value, _) in GROUPS.items()} | {"queried": scores[cycle.rows]}
+    groups = {name: values[np.isfinite(values)] for name, values in groups.items()}
+    return {name: values for name, values in groups.items() if len(values)}
+
+
+def borders(cycle: KeptCycle) -> dict[int, float]:
+    """The smallest queried value by pseudo class."""
+    classes, values = cycle.pseudo_class[cycle.rows], cycle.query_score[cycle.rows]
+    return {number: float(values[classes == number].min()) for number in np.unique(classes).tolist()}
+
+
+def quantile_table(pool: Pool) -> Table:
+    """Mean, deviation and deciles of the query score by cycle and group."""
+    groups = [(number, *group) for number, cycle in pool.cycles for group in score_groups(pool, cycle).items()]
+    rows = [[number, name, len(values), *describe(values).values()] for number, name, values in groups]
+    return Table(["cycle", "group", "images", *describe(np.zeros(1))], rows)
+
+
+def histogram_figure(pool: Pool, number: int, cycle: KeptCycle, table: Table) -> Figure:
+    """One cycle's distribution of the query score, with a line at the smallest queried value of each class."""
+    groups = score_groups(pool, cycle)
+    colors = [ORANGE if name == "queried" else GROUPS[name][1] for name in groups]
+
+    def draw(axes: Axes) -> None:
+        plots.draw_histogram(axes, groups, xlabel="query score", colors=colors)
+        for border in list(borders(cycle).values())[:SHOWN_CLASSES]:
+            axes.axvline(border, color=INK, linestyle="--", linewidth=1)
+
+    caption = f"Cycle {number}"
+    if len(cycle.pool) < cycle.pool_size:
+        caption += f": {len(cycle.pool)} of the pool's {cycle.pool_size} images"
+    medians = ", ".join(f"{name} {np.median(values):.3g}" for name, values in groups.items())
+    alt = f"Histogram of the query score. {caption}; medians: {medians}"
+    return Figure(plots.draw_panel(f"scores_{pool.key}_cycle_{number}", draw), caption, alt, table)
 
 
 @dataclass(frozen=True)
 class Points:
-    """A group of images in a plane.
-
-    Attributes:
-        name: In the legend.
-        x: (n,).
-        y: (n,).
-        color: Of its marks.
-        ring: Whether the marks are rings, which other marks show through.
-        small: Whether they are small: the background.
-    """
+    """A group of images in a plane."""
 
     name: str
-    x: np.ndarray
-    y: np.ndarray
+    positions: np.ndarray  # (n, 2)
     color: str
-    ring: bool = False
-    small: bool = False
-
-
-def histogram_panel(
-    name: str, groups: Mapping[str, tuple[np.ndarray, str]], *, xlabel: str, borders: Sequence[float] = ()
-) -> Panel:
-    """How many images of several groups have which score, and a line at each border.
-
-    Args:
-        name: See draw_panel.
-        groups: By name, finite values and a colour.
-        xlabel: The score's name.
-        borders: The smallest queried value of each class.
-    """
-    values = np.concatenate([part for part, _ in groups.values()]).astype(np.float64)
-    low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
-    bins = np.linspace(low, max(high, low + 1e-6 * max(1, abs(low))), BINS + 1)
-
-    def draw(axes: Axes) -> None:
-        for label, (part, color) in groups.items():
-            if len(part):
-                entry = series_label(f"{label} ({len(part)})")
-                axes.hist(part, bins=bins, histtype="stepfilled", color=color, alpha=0.25)
-                axes.hist(part, bins=bins, histtype="step", linewidth=1.6, color=color, label=entry)
-        for border in borders:
-            axes.axvline(border, color=INK, linestyle="--", linewidth=1)
-        axes.set(xlabel=xlabel, ylabel="images (logarithmic)", yscale="log")
-        axes.set_ylim(bottom=0.7)
-        axes.yaxis.set_major_formatter("{x:g}")
-
-    return draw_panel(name, draw)
+    ring: bool = False  # which other marks show through
+    small: bool = False  # the background
 
 
 def scatter_panel(
-    name: str,
-    groups: Sequence[Points],
-    *,
-    xlabel: str,
-    ylabel: str,
-    border: float | None = None,
-    bare: bool = False,
-    height: float = 3.8,
-) -> Panel:
-    """Groups of images in a plane, and the line on which x + y is the border.
+    name: str, groups: Sequence[Points], *, labels: tuple[str, str] | None = None, border: float | None = None
+) -> plots.Panel:
+    """Groups of images in a plane, drawn one over the other, and the line on which x + y is the border, if any.
 
-    Args:
-        name: See draw_panel.
-        groups: Drawn one over the other; empty ones are left out.
-        xlabel: Of the horizontal axis.
-        ylabel: Of the vertical one.
-        border: None for no line.
-        bare: Whether the axes mean nothing and get no ticks.
-        height: In inches.
+    Axes without labels mean nothing and get no ticks.
     """
 
     def draw(axes: Axes) -> None:
         for group in groups:
-            if not len(group.x):
-                continue
-            marks = {"facecolors": "none", "edgecolors": group.color, "linewidths": 1.0, "s": 26}
-            if not group.ring:
-                size = 9 if group.small else 14
-                marks = {"color": group.color, "linewidths": 0, "s": size, "alpha": 0.8}
-            label = series_label(f"{group.name} ({len(group.x)})")
-            axes.scatter(group.x, group.y, label=label, rasterized=True, **marks)
+            marks = {"color": group.color, "linewidths": 0, "s": 9 if group.small else 14, "alpha": 0.8}
+            if group.ring:
+                marks = {"facecolors": "none", "edgecolors": group.color, "linewidths": 1.0, "s": 26}
+            if len(group.positions):
+                label = plots.series_label(f"{group.name} ({len(group.positions)})")
+                axes.scatter(*group.positions.T, label=label, rasterized=True, **marks)
         if border is not None:
-            limits = axes.get_xlim(), axes.get_ylim()
-            ends = np.asarray(limits[0])
+            limits = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
+            ends = np.asarray(limits["xlim"])
             axes.plot(ends, border - ends, color=INK, linestyle="--", linewidth=1.2, label="smallest queried value")
-            axes.set(xlim=limits[0], ylim=limits[1])
-        axes.set(xlabel=xlabel, ylabel=ylabel)
-        if bare:
+            axes.set(**limits)
+        if labels:
+            axes.set(xlabel=labels[0], ylabel=labels[1])
+        else:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
 
-    return draw_panel(name, draw, height=height)
+    return plots.draw_panel(name, draw, height=4)
 
 
-def class_points(
-    positions: np.ndarray, labels: np.ndarray, names: Sequence[str], targets: Sequence[int]
-) -> list[Points]:
-    """Images coloured by class: target classes first in the palette, then others while colours last; the rest is grey.
+def scatter_figures(pool: Pool, number: int, cycle: KeptCycle) -> list[Figure]:
+    """The candidates of each class in one cycle by both scores."""
+    truth, scores = pool.truth(cycle), np.stack([cycle.semantic, cycle.distinctive], axis=1)
+    lowest, rows, drawn = borders(cycle), [], []
+    for place, class_name in enumerate(pool.targets):
+        own = cycle.pseudo_class == place
+        rings, targets = cycle.rows[own[cycle.rows]], truth == TARGET
+        counts = own.sum(), (own & targets).sum(), len(rings), targets[rings].sum()
+        rows.append([number, class_name, *map(int, counts), lowest.get(place)])
+        if place >= SHOWN_CLASSES or not own.any():
+            continue
+        groups = [Points(n, scores[own & (truth == value)], color) for n, (value, color) in reversed(GROUPS.items())]
+        groups.append(Points("queried", scores[rings], ORANGE, ring=True))
+        border = lowest.get(place) if pool.query.strategy == "ccal" else None  # it alone ranks by the sum
+        labels = "semantic score S(u)", "distinctive score D(u)"
+        panel = scatter_panel(f"scatter_{pool.key}_cycle_{number}_class_{place}", groups, labels=labels, border=border)
+        caption = f"Cycle {number}, class {class_name}: {counts[0]} candidates, {counts[2]} queried"
+        drawn.append((panel, caption, f"Scatter plot. {caption}, of these {counts[3]} target images"))
+    heading = ["cycle", "class", "candidates", "targets among them", "queried", "targets among these"]
+    table = Table([*heading, "smallest queried value"], rows)
+    return [Figure(*parts, table) for parts in drawn]
 
-    Args:
-        positions: (n, 2).
-        labels: Data set classes, below 0 where unknown, (n,).
-        names: Of all classes.
-        targets: Target classes.
+
+def tsne_map(features: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Unit-norm features of at least four images, (n, K, D), in two dimensions (van der Maaten and Hinton, 2008).
+
+    The distance of two images' features falls as their mean cosine over the shifts, on which the scores rest, rises.
     """
-    order = [*targets, *(label for label in np.unique(labels[labels >= 0]).tolist() if label not in targets)]
-    own = order[: len(PALETTE)]
-    rest = np.isin(labels, order[len(PALETTE) :])
-    groups = [("further classes", rest), ("not annotated", labels < 0)]
-    background = [Points(name, *positions[mask].T, GREY, small=True) for name, mask in groups]
-    colored = [
-        Points(
-            f"{names[label]}, target" if label in targets else names[label],
-            *positions[labels == label].T,
-            color,
-            small=label not in targets,
-        )
-        for label, color in zip(own, PALETTE, strict=False)
-    ]
-    return background + colored[len(targets) :] + colored[: len(targets)]
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    values = features.reshape(len(features), -1).astype(np.float32)
+    if values.shape[1] > 50:
+        values = PCA(min(50, len(values)), random_state=seed, svd_solver="full").fit_transform(values)
+    perplexity = min(30, (len(values) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=seed, max_iter=500).fit_transform(values)
 
 
-def fate_points(positions: np.ndarray, fates: Mapping[str, np.ndarray]) -> list[Points]:
-    """Images coloured by what became of them; (n, 2) and by name (n,) masks, drawn in that order."""
+def class_points(positions: np.ndarray, classes: np.ndarray, targets: Sequence[str]) -> list[Points]:
+    """Images (n, 2) coloured by class name (n,): targets first in the palette, others while colours last, then grey."""
+    others = [name for name in np.unique(classes).tolist() if name not in {*targets, NOT_ANNOTATED}]
+    colored = [*targets, *others][: len(PALETTE)]
+    further = ~np.isin(classes, [*colored, NOT_ANNOTATED])
+    groups = [Points("further classes", positions[further], GREY, small=True)]
+    groups.append(Points(NOT_ANNOTATED, positions[classes == NOT_ANNOTATED], GREY, small=True))
+    for name, color in reversed([*zip(colored, PALETTE)]):
+        title = f"{name}, target" if name in targets else name
+        groups.append(Points(title, positions[classes == name], color, small=name not in targets))
+    return groups
+
+
+def fate_points(positions: np.ndarray, fates: dict[str, np.ndarray]) -> list[Points]:
+    """Images (n, 2) coloured by what became of them, see Pool.fates."""
     colors = {"not queried": GREY, "labeled at the start": INK, "queried, target": BLUE, "queried, other": RED}
     return [
-        Points(name, *positions[mask].T, colors.get(name, ORANGE), small=name == "not queried")
+        Points(name, positions[mask], colors.get(name, ORANGE), small=name == "not queried")
         for name, mask in fates.items()
     ]
+
+
+def map_figures(pool: Pool, encoder: str) -> list[Figure]:
+    """The map of one feature space twice: by class, and by what became of the images."""
+    positions, figures = tsne_map(pool.sample.features[encoder]), []
+    by_class = class_points(positions, pool.classes(), pool.targets)
+    by_fate = fate_points(positions, pool.fates())
+    for kind, words, groups in (("class", "class", by_class), ("query", "fate in the query", by_fate)):
+        panel = scatter_panel(f"map_{pool.key}_{encoder}_{kind}", groups)
+        caption = f"{encoder.capitalize()} features by {words}"
+        rows = [[group.name, len(group.positions)] for group in groups if len(group.positions)]
+        alt = f"t-SNE map of {len(positions)} images. {caption}"
+        figures.append(Figure(panel, caption, alt, Table(["group", "images shown"], rows)))
+    return figures

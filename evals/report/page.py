@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from evals.report.panels import Panel
+from common.plots import Panel
 
 STYLE = Path(__file__).parent / "templates" / "report.css"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-THUMBNAIL = 64  # pixels of a side, at most
 LONG = 40  # characters of a table's cell, beyond which its lines are broken
+MOSAIC = 64  # pixels of an image in a row of images, about
 Cell = str | int | float | None
 
 
@@ -32,81 +32,61 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
 
-@dataclass
-class Section:
-    """One part of the page.
-
-    Attributes:
-        title: Its heading.
-        parts: Its HTML.
-        pictures: Files for the folder beside the page, by name.
-    """
-
-    title: str
-    parts: list[str] = field(default_factory=list)
-    pictures: dict[str, bytes] = field(default_factory=dict)
-
-    def say(self, text: str) -> None:
-        """A paragraph."""
-        self.parts.append(f"<p>{escape(text)}</p>")
-
-    def miss(self, text: str) -> None:
-        """A paragraph on something that is not there."""
-        self.parts.append(f'<p class="missing">{escape(text)}</p>')
-
-    def head(self, text: str, level: int = 3) -> None:
-        """A heading within the section."""
-        self.parts.append(f"<h{level}>{escape(text)}</h{level}>")
-
-    def table(self, table: Table) -> None:
-        """A table that is always shown."""
-        self.parts.append(table_html(table))
-
-    def fold(self, summary: str, table: Table) -> None:
-        """A table that opens with a click."""
-        self.parts.append(_folded(summary, table))
-
-    def figures(self, figures: Sequence[Figure]) -> None:
-        """Figures side by side where there is room."""
-        self.parts.append(f'<div class="panels">{"".join(map(figure_html, figures))}</div>')
-        self.pictures |= {f"{figure.panel.name}.png": figure.panel.png for figure in figures}
-
-    def thumbnails(self, name: str, pictures: Sequence[Thumbnail]) -> None:
-        """Small images in rows, and the same as one png."""
-        self.parts.append(f'<ul class="thumbs">{"".join(map(_thumbnail_html, pictures))}</ul>')
-        self.pictures[f"{name}.png"] = mosaic([picture.image for picture in pictures])
-
-
 @dataclass(frozen=True)
 class Figure:
-    """A panel on the page.
-
-    Attributes:
-        panel: The drawing.
-        caption: Above it.
-        alt: What one sees, for those who do not.
-        table: The values behind it.
-    """
+    """A panel on the page."""
 
     panel: Panel
-    caption: str
-    alt: str
-    table: Table
+    caption: str  # above it
+    alt: str  # what one sees, for those who do not
+    table: Table  # the values behind it
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small image: uint8 (H, W, 3), the words below it, and whether it is to stand out as wrong."""
+    """A small image."""
 
-    image: np.ndarray
-    words: str
-    wrong: bool = False
+    image: np.ndarray  # uint8 (H, W, 3)
+    words: str  # below it
+    wrong: bool = False  # whether it is to stand out
+
+
+@dataclass
+class Section:
+    """One part of the page."""
+
+    title: str
+    parts: list[str] = field(default_factory=list)  # HTML
+    pictures: dict[str, bytes] = field(default_factory=dict)  # files for the folder beside the page, by name
+
+    def say(self, text: str) -> None:
+        self.parts.append(f"<p>{escape(text)}</p>")
+
+    def miss(self, text: str) -> None:
+        """Adds a paragraph on something that is not there."""
+        self.parts.append(f'<p class="missing">{escape(text)}</p>')
+
+    def head(self, text: str, level: int = 3) -> None:
+        self.parts.append(f"<h{level}>{escape(text)}</h{level}>")
+
+    def table(self, table: Table, *, summary: str = "") -> None:
+        """Adds a table; one with a summary opens with a click."""
+        self.parts.append(folded_html(summary, table) if summary else table_html(table))
+
+    def figures(self, figures: Sequence[Figure]) -> None:
+        """Adds figures side by side where there is room."""
+        self.parts.append(f'<div class="panels">{"".join(map(figure_html, figures))}</div>')
+        self.pictures |= {f"{figure.panel.name}.png": figure.panel.png for figure in figures}
+
+    def thumbnails(self, name: str, thumbnails: Sequence[Thumbnail]) -> None:
+        """Adds small images of one size in rows, and the same as one png."""
+        self.parts.append(f'<ul class="thumbs">{"".join(map(thumbnail_html, thumbnails))}</ul>')
+        self.pictures[f"{name}.png"] = mosaic([thumbnail.image for thumbnail in thumbnails])
 
 
 def escape(text: object) -> str:
     """Text as HTML; what has no place in a page (control characters, lone surrogates) is replaced."""
-    plain = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in str(text))
-    return html.escape(plain, quote=True)
+    return html.escape("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in str(text)), quote=True)
 
 
 def shown(value: Cell) -> str:
@@ -121,77 +101,59 @@ def shown(value: Cell) -> str:
 
 def table_html(table: Table) -> str:
     """A table that scrolls within itself where the page is narrow."""
-    numeric = [any(isinstance(row[place], (int, float)) for row in table.rows) for place in range(len(table.heading))]
-    marks = [' class="number"' if flag else "" for flag in numeric]
+    columns = [[row[place] for row in table.rows] for place in range(len(table.heading))]
+    marks = [' class="number"' if any(isinstance(v, (int, float)) for v in column) else "" for column in columns]
     head = "".join(f"<th{mark}>{escape(text)}</th>" for mark, text in zip(marks, table.heading, strict=True))
-    rows = (
-        f"<tr>{''.join(_cell(cell, mark) for cell, mark in zip(row, marks, strict=True))}</tr>" for row in table.rows
-    )
-    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class="scroll" tabindex="0"><table>{body}</table></div>'
+    body = ""
+    for row in table.rows:
+        cells = [(shown(cell), mark) for cell, mark in zip(row, marks, strict=True)]
+        cells = [(text, ' class="long"' if len(text) > LONG else mark) for text, mark in cells]
+        body += f"<tr>{''.join(f'<td{mark}>{escape(text)}</td>' for text, mark in cells)}</tr>"
+    content = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="scroll" tabindex="0"><table>{content}</table></div>'
 
 
-def _cell(value: Cell, mark: str) -> str:
-    text = shown(value)
-    kind = ' class="long"' if len(text) > LONG else mark
-    return f"<td{kind}>{escape(text)}</td>"
-
-
-def _folded(summary: str, table: Table) -> str:
+def folded_html(summary: str, table: Table) -> str:
+    """A table that opens with a click."""
     return f"<details><summary>{escape(summary)}</summary>{table_html(table)}</details>"
 
 
 def figure_html(figure: Figure) -> str:
     """A drawing, its caption, and its values."""
     svg = figure.panel.svg.replace("<svg", f'<svg role="img" aria-label="{escape(figure.alt)}"', 1)
-    caption = f"<figcaption>{escape(figure.caption)}</figcaption>"
-    return f"<figure>{caption}{svg}{_folded('The values', figure.table)}</figure>"
+    values = folded_html("The values", figure.table)
+    return f"<figure><figcaption>{escape(figure.caption)}</figcaption>{svg}{values}</figure>"
 
 
-def _thumbnail_html(picture: Thumbnail) -> str:
-    mark = ' class="wrong"' if picture.wrong else ""
-    words = escape(picture.words)
-    return f'<li{mark}><img alt="{words}" src="{data_uri(thumbnail(picture.image))}">{words}</li>'
+def thumbnail_html(thumbnail: Thumbnail) -> str:
+    """An image within the page, and its words."""
+    mark, words = ' class="wrong"' if thumbnail.wrong else "", escape(thumbnail.words)
+    data = base64.b64encode(png_bytes(thumbnail.image)).decode()
+    return f'<li{mark}><img alt="{words}" src="data:image/png;base64,{data}">{words}</li>'
 
 
-def thumbnail(image: np.ndarray) -> Image.Image:
-    """An image, uint8 (H, W, 3), at THUMBNAIL pixels if it is larger."""
-    small = Image.fromarray(image)
-    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    return small
-
-
-def data_uri(image: Image.Image) -> str:
-    """An image within the page."""
-    return f"data:image/png;base64,{base64.b64encode(png_bytes(image)).decode()}"
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    """An image as a png file."""
+def png_bytes(image: np.ndarray) -> bytes:
+    """An image, uint8 (H, W, 3), as a png file."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def mosaic(images: Sequence[np.ndarray]) -> bytes:
-    """Images of one size side by side, as a png file."""
-    small = [thumbnail(image).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.NEAREST) for image in images]
-    sheet = Image.new("RGB", (len(small) * (THUMBNAIL + 2) - 2, THUMBNAIL), "white")
-    for place, image in enumerate(small):
-        sheet.paste(image, (place * (THUMBNAIL + 2), 0))
-    return png_bytes(sheet)
+    """Images of one size, uint8 (H, W, 3), side by side as a png file, small ones enlarged."""
+    scale = max(1, MOSAIC // max(images[0].shape[:2]))
+    images = [image.repeat(scale, axis=0).repeat(scale, axis=1) for image in images]
+    gap = np.full((len(images[0]), 2, 3), 255, dtype=np.uint8)
+    return png_bytes(np.hstack([part for image in images for part in (gap, image)][1:]))
 
 
 def page_html(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The whole page."""
-    links = "".join(
-        f'<li><a href="#part-{number}">{escape(section.title)}</a></li>' for number, section in enumerate(sections)
-    )
-    body = "".join(
-        f'<section aria-labelledby="part-{number}"><h2 id="part-{number}">{escape(section.title)}</h2>'
-        f"{''.join(section.parts)}</section>\n"
-        for number, section in enumerate(sections)
-    )
+    links = body = ""
+    for number, section in enumerate(sections):
+        heading, content = escape(section.title), "".join(section.parts)
+        links += f'<li><a href="#part-{number}">{heading}</a></li>'
+        body += f'<section aria-labelledby="part-{number}"><h2 id="part-{number}">{heading}</h2>{content}</section>\n'
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'

@@ -1,118 +1,75 @@
-"""What a folder of results holds, found by content: encoders, queries, results of the classifier, kept features."""
+"""What a folder of results holds, found by content: encoders, queries and what they kept, results of the classifier."""
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-import os
-import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.checkpoint import ARGS_FILE
 from common.files import SMALL_JSON, read_json
-from common.provenance import LOG_FILE, int64_digest
+from common.provenance import read_log
 from datasets.index_files import IndexFile, index_path, read_index_file
-from evals.summary import CLASSIFIER_SETTINGS, read_accuracies
+from datasets.results_file import Row, read_rows
+from evals import kept
+from evals.summary import CycleRow, cycle_rows
 from utils import InputError
 
-RECORD_FILE = "reproduce.json"
 RESULTS_FILE = "results.csv"
-DEPTH = 6  # folders below each other that are looked into
 HINT = "name a folder that contrast_main.py, active_main.py, train_classifier/main.py or reproduce.py wrote"
+UNKNOWN, OTHER, TARGET = -1, 0, 1  # what is known of an image
+NOT_ANNOTATED = "not annotated"
 
 
 @dataclass(frozen=True)
 class EncoderRun:
-    """One encoder's training.
+    """One encoder's training."""
 
-    Attributes:
-        mode: ``semantic`` or ``distinctive``.
-        folder: With the checkpoint, if it was kept.
-        name: The folder within the run.
-        record: args.json: arguments, split_digest, processes, versions, git_commit.
-        epochs: Lines of log.jsonl, in order; values are finite numbers.
-    """
-
-    mode: str
-    folder: Path
-    name: str
-    record: dict[str, Any]
-    epochs: list[dict[str, float]]
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The flags it was trained with."""
-        return self.record["arguments"]
+    mode: str  # semantic or distinctive
+    name: str  # the folder within the run
+    record: dict[str, Any]  # args.json: arguments, split_digest, processes, versions, git_commit
+    epochs: list[dict[str, float]]  # log.jsonl
 
 
 @dataclass(frozen=True)
 class Query:
-    """The index files of one query.
-
-    Attributes:
-        folder: That holds them.
-        name: The folder within the run.
-        files: From cycle 0 on, at least that one.
-        accuracies: (labeled images, mean, deviation or None, seeds) by cycle that has any, in percent.
-        classifier: Settings of the classifier that these are of.
-    """
+    """The index files of one query."""
 
     folder: Path
-    name: str
-    files: list[IndexFile]
-    accuracies: list[tuple[int, float, float | None, int]] = field(default_factory=list)
-    classifier: dict[str, str] = field(default_factory=dict)
+    name: str  # the folder within the run
+    files: list[IndexFile]  # from cycle 0 on, at least that one
+    rows: list[CycleRow]  # what each of them says
+    classifier: Row | None  # the last of those trained on its labeled sets
 
     @property
     def strategy(self) -> str:
-        """By which it was made."""
         return self.files[0].strategy
 
     @property
     def cycles(self) -> list[IndexFile]:
         """The files of cycles in which something was queried."""
-        return [content for content in self.files if content.cycle > 0]
+        return self.files[1:]
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that was found in one folder.
+    """All that was found in one folder."""
 
-    Attributes:
-        name: Told from those of the other runs.
-        folder: As it was given.
-        encoders: In the order semantic, distinctive.
-        queries: The main one first, see main_query, random ones last.
-        features: Folders that hold kept features.
-        record: reproduce.json.
-        classifier_seconds: Time that all rows of results.csv took; None without one.
-        notes: Files that could not be used, and why.
-    """
-
-    name: str
-    folder: Path
-    encoders: list[EncoderRun]
-    queries: list[Query]
-    features: list[Path]
-    record: dict[str, Any] | None
-    classifier_seconds: float | None
-    notes: list[str]
-
-    @property
-    def main_query(self) -> Query | None:
-        """The query whose scores and images are shown: not the random one, where there is another."""
-        return self.queries[0] if self.queries else None
+    name: str  # told from those of the other runs
+    encoders: list[EncoderRun]  # semantic ones first
+    queries: list[Query]  # the one whose scores and images are shown first, random ones last
+    classifier_seconds: float  # of all rows of results.csv
+    notes: list[str]  # files that could not be used, and why
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
     """Looks through the folders of some runs.
 
     Raises:
-        InputError: One is no folder, or holds nothing for a report.
+        InputError: One is not a folder, was given twice, or holds nothing for a report.
     """
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
@@ -123,180 +80,162 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def find_run(folder: Path, name: str) -> Run:
-    """Looks through the folder of one run.
-
-    Raises:
-        InputError: It is no folder, or holds nothing for a report.
-    """
+    """Looks through the folder of one run; see find_runs."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; {HINT}")
-    encoders, queries, results, features, notes = [], [], [], [], []
-    record = None
-    for place, files in _walk(folder):
-        where = place.relative_to(folder).as_posix()
-        try:
-            if ARGS_FILE in files:
-                encoders.append(read_encoder(place, where, notes))
-            if any(file.startswith("cycle_") and file.endswith(".json") for file in files):
-                queries.append(Query(place, where, read_cycles(place, notes)))
-            if RESULTS_FILE in files:
-                results.append(place / RESULTS_FILE)
-            if RECORD_FILE in files:
-                record = read_record(place / RECORD_FILE)
-        except InputError as error:
-            notes.append(str(error))
-        if any({f"{encoder}.npy", f"{encoder}.json"} <= files for encoder in ("semantic", "distinctive")):
-            features.append(place)
-    queries, seconds = add_results(queries, results, notes)
-    if not (encoders or queries):
+        raise InputError(f"{folder} is not a folder; {HINT}")
+    notes: list[str] = []
+    encoders = readable(folder.rglob(ARGS_FILE), lambda path: read_encoder(path, folder, notes), notes)
+    results = readable(folder.rglob(RESULTS_FILE), read_rows, notes)
+    folders = {path.parent for path in folder.rglob("cycle_*.json")}
+    cycles = readable(folders, lambda path: read_cycles(path, notes), notes)
+    if not (encoders or cycles):
         damaged = f" ({notes[0]})" if notes else ""
         raise InputError(f"{folder} holds no encoder and no index file that a report could show{damaged}; {HINT}")
-    encoders.sort(key=lambda encoder: (encoder.mode != "semantic", encoder.name))
-    order = {"ccal": 0, "random": 2}
-    queries.sort(key=lambda query: (order.get(query.strategy, 1), query.name))
-    return Run(name, folder, encoders, queries, features, record, seconds, notes)
+    queries = [make_query(path, folder, files, [*results.values()]) for path, files in cycles.items()]
+    queries.sort(key=lambda query: ({"ccal": 0, "random": 2}.get(query.strategy, 1), query.name))
+    seconds = sum(row.seconds for rows in results.values() for row in rows)
+    return Run(name, sorted(encoders.values(), key=lambda encoder: encoder.mode != "semantic"), queries, seconds, notes)
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, set[str]]]:
-    """Every folder up to DEPTH below, and its files' names, in an order that does not depend on the file system."""
-    for place, folders, files in os.walk(folder):
-        depth = len(Path(place).relative_to(folder).parts)
-        folders[:] = [] if depth >= DEPTH else sorted(name for name in folders if not name.startswith("."))
-        yield Path(place), set(files)
+def readable(paths: Iterable[Path], read: Callable[[Path], Any], notes: list[str]) -> dict[Path, Any]:
+    """What can be read of some files or folders, in the order of their names; errors go into the notes."""
+    found = {}
+    for path in sorted(paths):
+        try:
+            found[path] = read(path)
+        except InputError as error:
+            notes.append(str(error))
+    return found
 
 
-def read_encoder(folder: Path, name: str, notes: list[str]) -> EncoderRun:
-    """Reads args.json and log.jsonl of one encoder; lines that cannot be used go into the notes.
+def read_encoder(path: Path, folder: Path, notes: list[str]) -> EncoderRun:
+    """Reads the args.json of an encoder, and the log beside it, of which damaged lines go into the notes.
 
     Raises:
-        InputError: args.json is damaged, or another command's.
+        InputError: The file is damaged, or another command's.
     """
-    path = folder / ARGS_FILE
     record = read_json(path, limit=SMALL_JSON)
-    if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
-        raise InputError(f"{path} is no settings file of contrast_main.py")
-    mode = record["arguments"].get("mode")
+    arguments = record.get("arguments") if isinstance(record, dict) else None
+    mode = arguments.get("mode") if isinstance(arguments, dict) else None
     if mode not in ("semantic", "distinctive"):
-        raise InputError(f"{path} names no mode of an encoder ({str(mode)[:40]})")
-    epochs, bad = [], 0
-    log_path = folder / LOG_FILE
-    lines = log_path.read_text(errors="replace").splitlines() if log_path.is_file() else []
-    for line in lines:
-        values = _numbers_of(line)
-        if "epoch" in values:
-            epochs.append(values)
-        else:
-            bad += 1
-    if bad:
-        notes.append(f"{log_path}: {bad} of {len(lines)} lines are damaged and left out")
-    return EncoderRun(mode, folder, name, record, epochs)
-
-
-def _numbers_of(line: str) -> dict[str, float]:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    items = content.items() if isinstance(content, dict) else ()
-    return {name: value for name, value in items if number(value) is not None}
-
-
-def number(value: Any) -> float | None:
-    """The value if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return value if math.isfinite(value) else None
-    except OverflowError:  # an int of 400 digits
-        return None
+        raise InputError(f"{path} is not the settings file of an encoder (mode: {str(mode)[:40]})")
+    epochs, damaged = read_log(path.parent)
+    if damaged:
+        notes.append(f"the log beside {path}: {damaged} of {len(epochs) + damaged} lines are damaged and left out")
+    return EncoderRun(mode, path.parent.relative_to(folder).as_posix(), record, epochs)
 
 
 def read_cycles(folder: Path, notes: list[str]) -> list[IndexFile]:
-    """All index files from cycle 0 on; the first damaged one ends the row and goes into the notes.
+    """All index files from cycle 0 on; the first that cannot be used ends the list and goes into the notes.
 
     Raises:
         InputError: There is no usable cycle_0.json.
     """
     files = [read_index_file(index_path(folder, 0))]
-    while index_path(folder, len(files)).is_file():
+    while (path := index_path(folder, len(files))).is_file():
         try:
-            content = read_index_file(index_path(folder, len(files)))
+            content = read_index_file(path)
+            if (content.strategy, content.cycle) != (files[0].strategy, len(files)):
+                raise InputError(f"{path} is of another query than cycle_0.json")
         except InputError as error:
             notes.append(f"{error}; this cycle and those after it are left out")
-            break
-        if (content.strategy, content.cycle) != (files[0].strategy, len(files)):
-            notes.append(f"{index_path(folder, len(files))} is of another query than cycle_0.json and left out")
             break
         files.append(content)
     return files
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """reproduce.json.
+def make_query(path: Path, folder: Path, files: list[IndexFile], results: list[list[Row]]) -> Query:
+    """A query with the accuracies of its labeled sets, from the first results.csv that has any."""
+    rows, classifier = cycle_rows(files), None
+    for table in results:
+        found = cycle_rows(files, results=table)
+        if classifier is None and any(row.seeds for row in found):
+            rows, classifier = found, [row for row in table if row.strategy == files[0].strategy][-1]
+    return Query(path, path.relative_to(folder).as_posix(), files, rows, classifier)
 
-    Raises:
-        InputError: It is damaged.
+
+@dataclass(frozen=True)
+class Pool:
+    """A run's first query as it saw its pool, and what is known of the images by now.
+
+    An image is known by its number; where people label images of a folder, which may come and go, by its digest.
     """
-    content = read_json(path, limit=SMALL_JSON)
-    parts = [content.get(name) for name in ("settings", "stages")] if isinstance(content, dict) else []
-    if not parts or not all(isinstance(part, dict) for part in parts):
-        raise InputError(f"{path} is no record of reproduce.py")
-    return content
+
+    key: str  # short and safe for the names of files
+    title: str
+    query: Query
+    cycles: list[tuple[int, kept.KeptCycle]]  # by number, as far as they were kept
+    sample: kept.KeptSample | None
+    notes: list[str]  # files that could not be used, and why
+    answers: dict[int | str, tuple[int, str]]  # by image, OTHER or TARGET, and the class in words
+    digests: dict[str, str]  # of the files that index files name, by path
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the target classes."""
+        last, names = self.query.files[-1], self.sample.class_names if self.sample else ()
+        return last.class_names or [names[n] if n < len(names) else str(n) for n in last.target_classes]
+
+    def keys(self, images: np.ndarray, paths: np.ndarray | None) -> list[int] | list[str]:
+        """By what some images, (n,), are known."""
+        return [self.digests.get(path, path) for path in paths.tolist()] if self.digests else images.tolist()
+
+    def known(self, images: np.ndarray, paths: np.ndarray | None) -> tuple[np.ndarray, list[str]]:
+        """UNKNOWN, OTHER or TARGET of some images, (n,), and their classes in words."""
+        found = [self.answers.get(key, (UNKNOWN, NOT_ANNOTATED)) for key in self.keys(images, paths)]
+        return np.array([truth for truth, _ in found], dtype=np.int64), [words for _, words in found]
+
+    def truth(self, cycle: kept.KeptCycle) -> np.ndarray:
+        """UNKNOWN, OTHER or TARGET of each image of the pool, (U,)."""
+        if cycle.is_target is not None:
+            return np.where(cycle.is_target, TARGET, OTHER)
+        truth = np.full(len(cycle.pool), UNKNOWN)
+        truth[cycle.rows] = self.known(cycle.queried, cycle.paths)[0]
+        return truth
+
+    def fates(self) -> dict[str, np.ndarray]:
+        """What became of each image of the sample in all cycles, as masks by name, (n,)."""
+        keys, (truth, _) = (part(self.sample.images, self.sample.paths) for part in (self.keys, self.known))
+        start = np.isin(keys, listed(self.query.files[0], "labeled"))
+        queried = ~start & np.isin(keys, [key for content in self.query.cycles for key in listed(content, "queried")])
+        names = {"other": OTHER, "target": TARGET, NOT_ANNOTATED: UNKNOWN}
+        fates = {f"queried, {name}": queried & (truth == value) for name, value in names.items()}
+        return {"not queried": ~start & ~queried, **fates, "labeled at the start": start}
+
+    def classes(self) -> np.ndarray:
+        """Class names of the images of the sample, (n,)."""
+        names, (_, words) = self.sample.class_names, self.known(self.sample.images, self.sample.paths)
+        labels = self.sample.labels.tolist()
+        return np.array([word if n < 0 else names[n] if n < len(names) else str(n) for n, word in zip(labels, words)])
 
 
-def add_results(queries: list[Query], results: list[Path], notes: list[str]) -> tuple[list[Query], float | None]:
-    """Gives each query the accuracies of its labeled sets, from the first results.csv that has any.
-
-    Returns:
-        The queries, and the seconds that all classifiers took together (None without a results.csv).
-    """
-    seconds, filled, used = None, [], set()
-    for path in results:
-        try:
-            seconds = (seconds or 0) + sum(row["seconds"] for row in read_results(path))
-        except InputError as error:
-            notes.append(str(error))
-            results = [other for other in results if other != path]
-    for query in queries:
-        for path in results:
-            points = accuracy_points(path, query)
-            if points:
-                used.add(path)
-                rows = [row for row in read_results(path) if row["strategy"] == query.strategy]
-                settings = {name: rows[-1][name] for name in CLASSIFIER_SETTINGS}
-                query = Query(query.folder, query.name, query.files, points, settings)
-                break
-        filled.append(query)
-    notes += [f"{path} has no row for an index file of this run" for path in results if path not in used]
-    return filled, seconds
+def listed(content: IndexFile, name: str) -> list[int] | list[str]:
+    """One of an index file's lists of images: their numbers, or their digests where it has any."""
+    return getattr(content, name) if content.files is None else [digest for _, digest in content.files[name]]
 
 
-def accuracy_points(path: Path, query: Query) -> list[tuple[int, float, float | None, int]]:
-    """(labeled images, mean, deviation or None, seeds) of each cycle's classifiers in a results.csv."""
-    by_digest = read_accuracies(path, query.strategy)
-    points = []
-    for content in query.files:
-        values = by_digest.get(int64_digest(content.labeled), [])
-        if values:
-            deviation = statistics.stdev(values) if len(values) > 1 else None
-            points.append((len(content.labeled), statistics.fmean(values), deviation, len(values)))
-    return points
+def read_pool(run: Run, key: str) -> Pool:
+    """Reads what the run's first query kept; what cannot be used goes into the notes."""
+    query, notes, cycles = run.queries[0], [], []
+    paths = {kept.cycle_path(query.folder, content.cycle): content for content in query.cycles}
+    for path, cycle in readable(filter(Path.is_file, paths), kept.read_cycle, notes).items():
+        if is_of(cycle, paths[path]):
+            cycles.append((paths[path].cycle, cycle))
+        else:
+            notes.append(f"{path} is of another query than the index file of its cycle")
+    sample_path, last = kept.sample_path(query.folder), query.files[-1]
+    sample = readable(filter(Path.is_file, [sample_path]), kept.read_sample, notes).get(sample_path)
+    names = ["target" if last.labels is None else last.class_names[label] for label in last.labels or last.labeled]
+    answers: dict[int | str, tuple[int, str]] = dict.fromkeys(listed(last, "set_aside"), (OTHER, "other"))
+    answers |= {image: (TARGET, name) for image, name in zip(listed(last, "labeled"), names)}
+    digests = dict(pair for content in query.files for part in (content.files or {}).values() for pair in part)
+    cycles.sort(key=lambda cycle: cycle[0])
+    return Pool(key, f"{run.name}: {query.strategy}", query, cycles, sample, notes, answers, digests)
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """The rows of results.csv, of which the columns that the report uses are checked.
-
-    Raises:
-        InputError: The file is damaged, or something else.
-    """
-    try:
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
-        for row in rows:
-            values = float(row["accuracy"]), float(row["seconds"])
-            if not all(map(math.isfinite, values)) or not all(row[name] for name in ("strategy", "index_digest")):
-                raise ValueError("a value is missing or not finite")
-            row["seconds"] = values[1]
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} is no results.csv of the classifier ({error})") from None
-    return rows
+def is_of(cycle: kept.KeptCycle, content: IndexFile) -> bool:
+    """Whether what was kept is of the same query as an index file; people may have answered for a part of it."""
+    if content.files is None or cycle.paths is None:
+        return content.files is None and cycle.queried.tolist() == content.queried
+    answered = {path for path, _ in content.files["queried"]}
+    return not answered or not answered.isdisjoint(cycle.paths.tolist())

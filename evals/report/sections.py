@@ -1,0 +1,341 @@
+"""The sections of the report: what runs found, the pool as the query saw it, training, settings and time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from common import settings
+from common.console import duration
+from common.files import is_number
+from common.paper import PUBLISHED_FOUND, PUBLISHED_POOL_TARGETS, PUBLISHED_QUERIED
+from common.plots import INK, PALETTE, Curve
+from common.provenance import git_commit, versions
+from datasets.results_file import mean_text
+from evals.kept import rows_of_pictures
+from evals.report import figures
+from evals.report.page import Cell, Section, Table, Thumbnail
+from evals.report.runs import OTHER, EncoderRun, Pool, Query, Run
+from evals.summary import published_found
+
+SHOWN_CYCLES = 6  # histograms and image rows: as many, evenly chosen, the first and the last among them
+EPOCH_ROWS = 60
+LONGEST = 120  # characters of a setting that the table shows
+SETTINGS = (
+    settings.DataSettings, settings.EncoderSettings, settings.CropSettings, settings.TrainingSettings,
+    settings.QuerySettings, settings.ClassifierSettings, settings.ProcessSettings,
+)  # fmt: skip
+Named = tuple[str, Query, str]  # a query with its name and colour
+KEEPS = "active_main.py keeps scores, images and features in scores/ beside its index files"
+
+
+def make_sections(runs: Sequence[Run], pools: Sequence[Pool]) -> list[Section]:
+    """The page's parts, in order."""
+    queries = named_queries(runs)
+    sections = [overview_section(queries), *([difference_section(runs)] if len(runs) > 1 else [])]
+    sections += [found_section(queries), accuracy_section(queries), *(pool_sections(pools) if pools else [])]
+    return [*sections, training_section(runs), record_section(runs)]
+
+
+def named_queries(runs: Sequence[Run]) -> list[Named]:
+    """The queries of all runs, told from each other."""
+    named = []
+    for run in runs:
+        strategies = [query.strategy for query in run.queries]
+        for query in run.queries:
+            label = query.strategy if strategies.count(query.strategy) == 1 else f"{query.name} ({query.strategy})"
+            label = f"{run.name}: {label}" if len(runs) > 1 else label
+            named.append((label, query, PALETTE[len(named) % len(PALETTE)]))
+    return named
+
+
+def overview_section(queries: Sequence[Named]) -> Section:
+    """A row per query: the data, and what all its cycles found."""
+    section = Section("Overview")
+    if not queries:
+        section.miss("No index files are in what was given: active_main.py queries the pool and writes them.")
+        return section
+    rows = []
+    for name, query, _ in queries:
+        first, last = query.files[0], query.rows[-1]
+        queried, found = (sum(getattr(row, key) for row in query.rows) for key in ("queried", "found"))
+        classes = " ".join(map(str, query.files[-1].target_classes))
+        row: list[Cell] = [name, first.dataset, first.mismatch, classes, last.cycle, queried, found]
+        row += [100 * found / queried if queried else None, last.recall, last.labeled]
+        rows.append([*row, mean_text(last.accuracy, last.deviation) if last.seeds else None])
+    heading = ["query", "data set", "mismatch", "target classes", "cycles", "queried", "target found", "precision (%)"]
+    section.table(Table([*heading, "recall (%)", "labeled", "accuracy"], rows))
+    return section
+
+
+def found_section(queries: Sequence[Named]) -> Section:
+    """Precision and recall by cycle, and of a mixed pool what was queried from where."""
+    section = Section("What the queries found")
+    if not any(query.cycles for _, query, _ in queries):
+        section.miss("No query cycle is in what was given: active_main.py makes them.")
+        return section
+    section.say(
+        "Precision: how many of a cycle's queried images are of a target class. Recall: how many of the pool's target "
+        "images all cycles up to this one have found. A random query's precision is the pool's share of target images."
+    )
+    rows: list[list[Cell]] = []
+    for name, query, _ in queries:
+        for row in query.rows[1:]:
+            scores = row.precision, row.recall, row.auroc_semantic, row.auroc_joint
+            rows.append([name, row.cycle, row.queried, row.found, *scores, row.labeled, row.pool])
+    if any(published_found(query.files) for _, query, _ in queries):
+        section.say(
+            "Published lists: what the authors of CCAL queried from this very split, with encoders trained for 700 "
+            "epochs, by the lists that they published with their code."
+        )
+        for cycle, found in enumerate(PUBLISHED_FOUND, start=1):
+            total = sum(PUBLISHED_FOUND[:cycle])
+            shares = 100 * found / PUBLISHED_QUERIED, 100 * total / PUBLISHED_POOL_TARGETS
+            rows.append(["published lists", cycle, PUBLISHED_QUERIED, found, *shares, None, None, 800 + total, None])
+    heading = ["query", "cycle", "queried", "target found", "precision (%)", "recall (%)", "AUROC of s"]
+    table, panels = Table([*heading, "AUROC of the score", "labeled", "left in the pool"], rows), []
+    looks = {name: (color, query.strategy == "random") for name, query, color in queries}
+    looks["published lists"] = INK, True
+    for metric, column, label in (("precision", 4, "targets among the queried"), ("recall", 5, "targets found so far")):
+        known = [row for row in rows if row[column] is not None]
+        points = {name: [(row[1], row[column]) for row in known if row[0] == name] for name in looks}
+        curves = [Curve(name, own, *looks[name]) for name, own in points.items()]
+        labels = {"xlabel": "cycle", "ylabel": f"{label} (%)", "percent": True}
+        panels += figures.curve_figures(metric, f"{metric.capitalize()} by cycle", curves, table, **labels)
+    section.figures(panels)
+    sources = source_rows(queries)
+    if sources:
+        section.head("By source")
+        section.say("Of a mixed pool: how many images each data set has in it, and how many of them were queried.")
+        section.table(Table(["query", "images", "source", "count"], sources))
+    return section
+
+
+def source_rows(queries: Sequence[Named]) -> list[list[Cell]]:
+    """The pool and each cycle's query of mixed pools, counted by the data set that images come from."""
+    rows: list[list[Cell]] = []
+    for name, query, _ in queries:
+        for content in query.files:
+            counts = content.metrics.get("queried_by_source" if content.cycle else "pool_by_source")
+            images = f"queried in cycle {content.cycle}" if content.cycle else "pool at the start"
+            for source, count in counts.items() if isinstance(counts, dict) else ():
+                rows.append([name, images, source, count if is_number(count) else None])
+    return rows
+
+
+def accuracy_section(queries: Sequence[Named]) -> Section:
+    """Accuracy of the classifier by labeled images."""
+    section = Section("Accuracy by labeled images")
+    measured = [(name, row) for name, query, _ in queries for row in query.rows if row.seeds]
+    rows = [[name, row.labeled, row.accuracy, row.deviation, row.seeds] for name, row in measured]
+    if not rows:
+        section.miss(
+            "No results.csv belongs to these index files: python -m train_classifier.main --index_dir DIR --out_path "
+            "DIR trains the classifiers (with the flags of data and split)."
+        )
+        return section
+    section.say(
+        "Test accuracy of the classifier after its last epoch, on test images of the target classes: mean and standard "
+        "deviation over its seeds."
+    )
+    curves = [Curve(name, [tuple(row[1:4]) for row in rows if row[0] == name], color) for name, _, color in queries]
+    table = Table(["query", "labeled", "accuracy (%)", "deviation", "seeds"], rows)
+    labels = {"xlabel": "labeled target images", "ylabel": "test accuracy (%)"}
+    section.figures(figures.curve_figures("accuracy", "Accuracy of the classifier", curves, table, **labels))
+    return section
+
+
+def pool_sections(pools: Sequence[Pool]) -> list[Section]:
+    """What each run's first query kept: scores, features and images."""
+    scores, pairs = Section("Scores of the pool"), Section("Semantic against distinctive score")
+    maps, images = Section("Maps of the feature spaces"), Section("Queried images")
+    scores.say(
+        "The score by which images were queried, over each cycle's pool. Dashed: the smallest queried value of each "
+        "target class. Where the queried stand over the targets and clear of the others, the query is right."
+    )
+    pairs.say(
+        "Each candidate of a target class: to the right, how much it looks like the class; upwards, how unlike it is "
+        "to what is labeled already. The query takes what lies beyond the dashed line, on which the sum is constant."
+    )
+    maps.say(
+        "t-SNE of a random sample of the images, by the angles between features; distances between far groups mean "
+        "little. Semantic features should part classes; distinctive ones tell single images apart."
+    )
+    images.say(
+        "Of each cycle: the queried images with the highest scores, those with the lowest, and the highest-scored ones "
+        "of other classes, on which the budget was wasted (framed). Below each, its class and its score."
+    )
+    for pool in pools:
+        for section in (scores, pairs, maps, images) if len(pools) > 1 else ():
+            section.head(pool.title)
+        for note in pool.notes:
+            scores.miss(f"{note}; its part is left out")
+        reason = "the strategy random needs none" if pool.query.strategy == "random" else KEEPS
+        if pool.cycles and pool.query.strategy != "random":
+            add_scores(scores, pairs, pool)
+        else:
+            scores.miss(f"No scores: {reason}.")
+            pairs.miss(f"No scores: {reason}.")
+        if pool.sample and len(pool.sample.images) >= 4:
+            maps.figures([figure for name in pool.sample.features for figure in figures.map_figures(pool, name)])
+        else:
+            maps.miss(f"No features of four images or more: {reason}.")
+        add_images(images, pool)
+    return [scores, pairs, maps, images]
+
+
+def evenly(values: Sequence, count: int) -> list:
+    """At most ``count`` of some values, the first and the last among them."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(place)] for place in np.linspace(0, len(values) - 1, count)]
+
+
+def add_scores(scores: Section, pairs: Section, pool: Pool) -> None:
+    """The distribution of the query score in some cycles, and both scores of the first and the last cycle."""
+    table = figures.quantile_table(pool)
+    scores.figures([figures.histogram_figure(pool, *cycle, table) for cycle in evenly(pool.cycles, SHOWN_CYCLES)])
+    both = [cycle for cycle in pool.cycles if cycle[1].semantic is not None and cycle[1].distinctive is not None]
+    if not both:
+        pairs.miss(f"The strategy {pool.query.strategy} does not have both scores.")
+    elif len(pool.targets) > figures.SHOWN_CLASSES:
+        pairs.say(f"The first {figures.SHOWN_CLASSES} of {len(pool.targets)} target classes; the tables have all.")
+    pairs.figures([figure for cycle in evenly(both, 2) for figure in figures.scatter_figures(pool, *cycle)])
+
+
+def add_images(section: Section, pool: Pool) -> None:
+    """The best, borderline and wrong queries of some cycles."""
+    if not pool.cycles:
+        section.miss(f"No images: {KEEPS}.")
+    for number, cycle in evenly(pool.cycles, SHOWN_CYCLES):
+        section.head(f"Cycle {number}", 4)
+        values, pictures = cycle.query_score[cycle.rows], dict(zip(cycle.pictured.tolist(), cycle.thumbnails))
+        truth, words = pool.known(cycle.queried, cycle.paths)
+        words, wrong = words if cycle.names is None else cycle.names.tolist(), truth == OTHER
+        is_shown = np.isin(np.arange(len(values)), cycle.pictured)
+        for kind, places in rows_of_pictures(values, wrong & is_shown).items():
+            places = places[is_shown[places]].tolist()
+            row = [Thumbnail(pictures[p], f"{words[p]}, {values[p]:.3f}", bool(wrong[p])) for p in places]
+            section.say(f"{kind.capitalize()}: {len(row) or 'none'}")
+            if row:
+                section.thumbnails(f"images_{pool.key}_cycle_{number}_{kind}", row)
+
+
+def training_section(runs: Sequence[Run]) -> Section:
+    """Losses and probe accuracies of the encoders."""
+    section = Section("Training of the encoders")
+    encoders = [
+        (f"{run.name}: {encoder.name}" if len(runs) > 1 else encoder.name, encoder)
+        for run in runs
+        for encoder in run.encoders
+    ]
+    section.say(
+        "The loss is NT-Xent, and for the distinctive encoder also that of telling rotations apart. The probe is a "
+        "linear classifier of all classes on the features, for monitoring only: no score sees a label of the pool."
+    )
+    panels = []
+    for mode in ("semantic", "distinctive"):
+        own = [(name, encoder) for name, encoder in encoders if encoder.mode == mode and encoder.epochs]
+        if not own:
+            section.miss(f"No log of a {mode} encoder: contrast_main.py --mode {mode} trains it.")
+        for key, label in (("loss", "training loss"), ("test_probe_accuracy", "test accuracy of the probe (%)")):
+            curves = [Curve(name, [(v["epoch"], v[key]) for v in run.epochs if key in v]) for name, run in own]
+            title, labels = f"{mode.capitalize()} encoder: {label}", {"xlabel": "epoch", "ylabel": label}
+            panels += figures.curve_figures(f"{mode}_{key}", title, curves, log_table(own), **labels)
+    section.figures(panels)
+    return section
+
+
+def log_table(encoders: Sequence[tuple[str, EncoderRun]]) -> Table:
+    """The epochs of some encoders; of long trainings evenly chosen ones, the last among them."""
+    columns = list(dict.fromkeys(key for _, encoder in encoders for values in encoder.epochs for key in values))
+    rows: list[list[Cell]] = []
+    for name, encoder in encoders:
+        step = -(-len(encoder.epochs) // EPOCH_ROWS)
+        rows += [[name, *map(values.get, columns)] for values in encoder.epochs[::-1][::step][::-1]]
+    return Table(["encoder", *columns], rows)
+
+
+def settings_of(run: Run) -> dict[tuple[str, str], Any]:
+    """Every setting on record, by stage and name."""
+    stages: dict[str, dict[str, Any]] = {}
+    modes, strategies = [e.mode for e in run.encoders], [q.strategy for q in run.queries]
+    for encoder in run.encoders:
+        stage = f"{encoder.mode} encoder" + ("" if modes.count(encoder.mode) == 1 else f" in {encoder.name}")
+        stages[stage] = {**encoder.record["arguments"], "split": str(encoder.record.get("split_digest"))[:12]}
+        stages[stage]["processes"] = encoder.record.get("processes")
+    for query in run.queries:
+        first = query.files[0]
+        stage = f"query ({query.strategy})" + ("" if strategies.count(query.strategy) == 1 else f" in {query.name}")
+        stages[stage] = {"data set": first.dataset, "share of other classes": first.mismatch, **first.settings}
+        stages[stage] |= {"classes": first.target_classes, "initial images": len(first.labeled)}
+        stages[stage] |= {"strategy": query.strategy, "split": first.split_digest[:12]}
+        if query.classifier:
+            names = settings.identity_names(settings.ClassifierSettings)
+            stages[f"classifier of {stage}"] = {name: getattr(query.classifier, name) for name in names}
+    return {(stage, name): value for stage, own in stages.items() for name, value in own.items()}
+
+
+def text_of(value: Any) -> str:
+    """A setting as one line, not too long."""
+    if isinstance(value, dict):
+        value = ", ".join(f"{name} {item}" for name, item in value.items())
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def difference_section(runs: Sequence[Run]) -> Section:
+    """The settings in which runs differ."""
+    section, tables, rows = Section("Settings that differ"), [settings_of(run) for run in runs], []
+    free = {field.name for group in SETTINGS for field in dataclasses.fields(group)}
+    free -= {*settings.identity_names(*SETTINGS)}
+    stages = [{stage for stage, _ in table} for table in tables]
+    for stage in dict.fromkeys(stage for table in tables for stage, _ in table):
+        if not all(stage in own for own in stages):
+            rows.append([stage, "(whole stage)", *("on record" if stage in own else None for own in stages)])
+    for stage, name in dict.fromkeys(key for table in tables for key in table):
+        values = [text_of(table[stage, name]) if (stage, name) in table else None for table in tables]
+        if name not in free and len({*values}) > 1 and all(stage in own for own in stages):
+            rows.append([stage, name, *values])
+    if rows:
+        section.say("A dash: this run has no such stage or setting on record. What changes no result is left out.")
+        section.table(Table(["stage", "setting", *(run.name for run in runs)], rows))
+    else:
+        section.say("All settings on record that change results are the same.")
+    return section
+
+
+def record_section(runs: Sequence[Run]) -> Section:
+    """Time by stage, versions, commits, and all settings."""
+    section = Section("Settings, versions and time")
+    for run in runs:
+        if len(runs) > 1:
+            section.head(run.name)
+        section.table(Table(["stage", "time", "what is counted"], stage_rows(run)))
+        made = [[e.name, text_of(e.record.get("git_commit")), text_of(e.record.get("versions"))] for e in run.encoders]
+        if made:
+            section.table(Table(["stage", "commit", "versions"], made), summary="Commits and versions")
+        rows = [[*key, text_of(value)] for key, value in settings_of(run).items()]
+        section.table(Table(["stage", "setting", "value"], rows), summary=f"All {len(rows)} settings")
+        for note in run.notes:
+            section.miss(note)
+    section.say(f"This page was made at commit {git_commit()} with {text_of(versions())}.")
+    return section
+
+
+def stage_rows(run: Run) -> list[list[Cell]]:
+    """What each stage took, as its files say."""
+    rows: list[list[Cell]] = []
+    for encoder in run.encoders:
+        seconds = sum(values.get("seconds", 0) for values in encoder.epochs)
+        rows.append([encoder.name, duration(seconds), f"{len(encoder.epochs)} epochs of training"])
+    for query in run.queries:
+        seconds = sum(content.seconds for content in query.files)
+        rows.append([query.name, duration(seconds), "scoring and selection, without features"])
+    if run.classifier_seconds:
+        rows.append(["classifier", duration(run.classifier_seconds), "training of all seeds and cycles"])
+    return rows
