@@ -150,10 +150,13 @@ def tsne_map(features: np.ndarray, *, seed: int = 0) -> np.ndarray:
     from sklearn.manifold import TSNE
 
     values = features.reshape(len(features), -1).astype(np.float32)
-    if values.shape[1] > 50:
+    varied = values.shape[1] > 1 and (values != values[0]).any()  # else scikit-learn's start would be NaN, and crash
+    if varied and values.shape[1] > 50:
         values = PCA(min(50, len(values)), random_state=seed, svd_solver="full").fit_transform(values)
     perplexity = min(30, (len(values) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed, max_iter=500).fit_transform(values)
+    return TSNE(
+        perplexity=perplexity, init="pca" if varied else "random", random_state=seed, max_iter=500
+    ).fit_transform(values)
 
 
 def class_points(positions: np.ndarray, classes: np.ndarray, targets: Sequence[str]) -> list[Points]:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from common.plots import GREY, PALETTE
@@ -42,6 +43,11 @@ def test_a_map_parts_what_the_features_part_and_is_repeatable() -> None:
     np.testing.assert_array_equal(positions, tsne_map(features))
     distances = np.linalg.norm(positions[:, None] - positions, axis=2) + np.eye(60) * 1e9
     np.testing.assert_array_equal(distances.argmin(1) % 2, np.arange(60) % 2)
+
+
+@pytest.mark.parametrize("features", [np.ones((9, 1, 60)), np.linspace(-1, 1, 9)[:, None, None], np.eye(4)[:, None]])
+def test_a_map_of_collapsed_or_few_features_is_finite(features: np.ndarray) -> None:
+    assert np.isfinite(tsne_map(features)).all()
 
 
 def test_fates_part_all_images_of_the_sample(tmp_path: Path) -> None:
