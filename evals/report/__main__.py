@@ -51,6 +51,11 @@ from evals.report.sections import make_sections
 from utils import InputError
 
 PAGE = "report.html"
+COMMANDS = {
+    "encoder": "contrast_main.py",
+    "query": "active_main.py",
+    "classifier": "python -m train_classifier.main --index_dir DIR --out_path DIR",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,7 +84,8 @@ def page_path(out: str | None, folders: Sequence[Path]) -> Path:
 
 def write_report(page: Path, runs: Sequence[Run]) -> Path:
     """Writes the page, and its figures as png files into the folder that is returned."""
-    sections = make_sections(runs, [read_pool(run, f"run{n}") for n, run in enumerate(runs, start=1) if run.queries])
+    pools = [read_pool(run, f"run{number}") for number, run in enumerate(runs, start=1) if run.queries]
+    sections = make_sections(runs, pools, commands=COMMANDS)
     lead = f"{len(runs)} runs side by side; " if len(runs) > 1 else ""
     data = sorted({query.files[0].dataset for run in runs for query in run.queries})
     lead += f"data set {', '.join(data)}; " if data else ""

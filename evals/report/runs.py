@@ -19,7 +19,7 @@ from evals.summary import CycleRow, cycle_rows
 from utils import InputError
 
 RESULTS_FILE = "results.csv"
-HINT = "name a folder that contrast_main.py, active_main.py, train_classifier/main.py or reproduce.py wrote"
+HINT = "name a folder into which an encoder was trained or a query was written"
 UNKNOWN, OTHER, TARGET = -1, 0, 1  # what is known of an image
 NOT_ANNOTATED = "not annotated"
 

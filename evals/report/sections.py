@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,15 +30,21 @@ SETTINGS = (
     settings.QuerySettings, settings.ClassifierSettings, settings.ProcessSettings,
 )  # fmt: skip
 Named = tuple[str, Query, str]  # a query with its name and colour
-KEEPS = "active_main.py keeps scores, images and features in scores/ beside its index files"
 
 
-def make_sections(runs: Sequence[Run], pools: Sequence[Pool]) -> list[Section]:
-    """The page's parts, in order."""
+def make_sections(runs: Sequence[Run], pools: Sequence[Pool], *, commands: Mapping[str, str]) -> list[Section]:
+    """The page's parts, in order.
+
+    Args:
+        runs: At least one.
+        pools: Of the runs with a query.
+        commands: What makes an ``encoder``, a ``query`` and a ``classifier``, for what a run lacks.
+    """
     queries = named_queries(runs)
-    sections = [overview_section(queries), *([difference_section(runs)] if len(runs) > 1 else [])]
-    sections += [found_section(queries), accuracy_section(queries), *(pool_sections(pools) if pools else [])]
-    return [*sections, training_section(runs), record_section(runs)]
+    sections = [overview_section(queries, commands), *([difference_section(runs)] if len(runs) > 1 else [])]
+    sections += [found_section(queries, commands), accuracy_section(queries, commands)]
+    sections += pool_sections(pools, commands) if pools else []
+    return [*sections, training_section(runs, commands), record_section(runs)]
 
 
 def named_queries(runs: Sequence[Run]) -> list[Named]:
@@ -53,11 +59,11 @@ def named_queries(runs: Sequence[Run]) -> list[Named]:
     return named
 
 
-def overview_section(queries: Sequence[Named]) -> Section:
+def overview_section(queries: Sequence[Named], commands: Mapping[str, str]) -> Section:
     """A row per query: the data, and what all its cycles found."""
     section = Section("Overview")
     if not queries:
-        section.miss("No index files are in what was given: active_main.py queries the pool and writes them.")
+        section.miss(f"No index files are in what was given: {commands['query']} queries the pool and writes them.")
         return section
     rows = []
     for name, query, _ in queries:
@@ -72,11 +78,11 @@ def overview_section(queries: Sequence[Named]) -> Section:
     return section
 
 
-def found_section(queries: Sequence[Named]) -> Section:
+def found_section(queries: Sequence[Named], commands: Mapping[str, str]) -> Section:
     """Precision and recall by cycle, and of a mixed pool what was queried from where."""
     section = Section("What the queries found")
     if not any(query.cycles for _, query, _ in queries):
-        section.miss("No query cycle is in what was given: active_main.py makes them.")
+        section.miss(f"No query cycle is in what was given: {commands['query']} makes them.")
         return section
     section.say(
         "Precision: how many of a cycle's queried images are of a target class. Recall: how many of the pool's target "
@@ -127,16 +133,14 @@ def source_rows(queries: Sequence[Named]) -> list[list[Cell]]:
     return rows
 
 
-def accuracy_section(queries: Sequence[Named]) -> Section:
+def accuracy_section(queries: Sequence[Named], commands: Mapping[str, str]) -> Section:
     """Accuracy of the classifier by labeled images."""
     section = Section("Accuracy by labeled images")
     measured = [(name, row) for name, query, _ in queries for row in query.rows if row.seeds]
     rows = [[name, row.labeled, row.accuracy, row.deviation, row.seeds] for name, row in measured]
     if not rows:
-        section.miss(
-            "No results.csv belongs to these index files: python -m train_classifier.main --index_dir DIR --out_path "
-            "DIR trains the classifiers (with the flags of data and split)."
-        )
+        command = f"{commands['classifier']} trains the classifiers (with the flags of data and split)"
+        section.miss(f"No results.csv belongs to these index files: {command}.")
         return section
     section.say(
         "Test accuracy of the classifier after its last epoch, on test images of the target classes: mean and standard "
@@ -149,7 +153,7 @@ def accuracy_section(queries: Sequence[Named]) -> Section:
     return section
 
 
-def pool_sections(pools: Sequence[Pool]) -> list[Section]:
+def pool_sections(pools: Sequence[Pool], commands: Mapping[str, str]) -> list[Section]:
     """What each run's first query kept: scores, features and images."""
     scores, pairs = Section("Scores of the pool"), Section("Semantic against distinctive score")
     maps, images = Section("Maps of the feature spaces"), Section("Queried images")
@@ -174,7 +178,8 @@ def pool_sections(pools: Sequence[Pool]) -> list[Section]:
             section.head(pool.title)
         for note in pool.notes:
             scores.miss(f"{note}; its part is left out")
-        reason = "the strategy random needs none" if pool.query.strategy == "random" else KEEPS
+        keeps = f"{commands['query']} keeps scores, images and features in scores/ beside its index files"
+        reason = "the strategy random needs none" if pool.query.strategy == "random" else keeps
         if pool.cycles and pool.query.strategy != "random":
             add_scores(scores, pairs, pool)
         else:
@@ -185,6 +190,8 @@ def pool_sections(pools: Sequence[Pool]) -> list[Section]:
         else:
             maps.miss(f"No features of four images or more: {reason}.")
         add_images(images, pool)
+        if not pool.cycles:
+            images.miss(f"No images: {keeps}.")
     return [scores, pairs, maps, images]
 
 
@@ -209,8 +216,6 @@ def add_scores(scores: Section, pairs: Section, pool: Pool) -> None:
 
 def add_images(section: Section, pool: Pool) -> None:
     """The best, borderline and wrong queries of some cycles."""
-    if not pool.cycles:
-        section.miss(f"No images: {KEEPS}.")
     for number, cycle in evenly(pool.cycles, SHOWN_CYCLES):
         section.head(f"Cycle {number}", 4)
         values, pictures = cycle.query_score[cycle.rows], dict(zip(cycle.pictured.tolist(), cycle.thumbnails))
@@ -225,7 +230,7 @@ def add_images(section: Section, pool: Pool) -> None:
                 section.thumbnails(f"images_{pool.key}_cycle_{number}_{kind}", row)
 
 
-def training_section(runs: Sequence[Run]) -> Section:
+def training_section(runs: Sequence[Run], commands: Mapping[str, str]) -> Section:
     """Losses and probe accuracies of the encoders."""
     section = Section("Training of the encoders")
     encoders = [
@@ -241,7 +246,7 @@ def training_section(runs: Sequence[Run]) -> Section:
     for mode in ("semantic", "distinctive"):
         own = [(name, encoder) for name, encoder in encoders if encoder.mode == mode and encoder.epochs]
         if not own:
-            section.miss(f"No log of a {mode} encoder: contrast_main.py --mode {mode} trains it.")
+            section.miss(f"No log of a {mode} encoder: {commands['encoder']} --mode {mode} trains it.")
         for key, label in (("loss", "training loss"), ("test_probe_accuracy", "test accuracy of the probe (%)")):
             curves = [Curve(name, [(v["epoch"], v[key]) for v in run.epochs if key in v]) for name, run in own]
             title, labels = f"{mode.capitalize()} encoder: {label}", {"xlabel": "epoch", "ylabel": label}
