@@ -9,7 +9,6 @@ import torch.nn.functional as F
 import torchvision.models
 from torch import Tensor, nn
 
-from models.convolution import Conv2d
 from models.encoder import ContrastiveEncoder
 
 
@@ -18,8 +17,8 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_planes: int, planes: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = Conv2d(in_planes, planes, 3, stride=stride, padding=1, bias=False)
-        self.conv2 = Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_planes, planes, 3, stride=stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
         self.bn2 = nn.BatchNorm2d(planes)
         self.shortcut = nn.Sequential()

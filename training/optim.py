@@ -73,32 +73,18 @@ class LARS(Optimizer):
 def build_optimizer(name: str, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float) -> Optimizer:
     """sgd (momentum 0.9), adam (betas 0.9, 0.999) or lars, over the parameters that require a gradient.
 
-    sgd and adam update all tensors in one fused kernel.
+    sgd and adam update all tensors in one fused kernel, or in a few foreach kernels where a fused one on a GPU would
+    refuse a gradient: a 1x1 convolution's may differ from its weight in strides that mean nothing
+    (https://github.com/pytorch/pytorch/issues/126585).
     """
     parameters = [p for p in parameters if p.requires_grad]
     if name == "lars":
         return LARS(parameters, lr=lr, weight_decay=weight_decay)
-    for parameter in parameters:
-        if parameter.ndim > 1 and 1 in parameter.shape:
-            parameter.register_post_accumulate_grad_hook(_take_strides)
+    fused = all(p.device.type == "cpu" or p.ndim == 1 or 1 not in p.shape for p in parameters)
+    kernels = {"fused": True} if fused else {"foreach": True}
     if name == "adam":
-        return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=True)
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=True)
-
-
-def _take_strides(parameter: Tensor) -> None:
-    """Gives a gradient its parameter's strides.
-
-    The stride of a dimension of size 1 means nothing, so a 1x1 convolution's gradient may come with another one; fused
-    kernels on GPUs refuse that (https://github.com/pytorch/pytorch/issues/126585).
-    """
-    gradient = parameter.grad
-    if gradient.stride() != parameter.stride():
-        strides = zip(gradient.stride(), parameter.stride(), parameter.shape)
-        if all(own == other or size == 1 for own, other, size in strides):
-            parameter.grad = gradient.as_strided(parameter.shape, parameter.stride())
-        else:
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, **kernels)
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, **kernels)
 
 
 class _Decay(LRScheduler):
@@ -163,11 +149,10 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
         ValueError: Its tensors are not of the parameters' shapes, which torch would find out at the next step only.
     """
     optimizer.load_state_dict(state)
-    for parameter, own in optimizer.state.items():
-        for name, value in own.items():
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
             if not isinstance(value, Tensor) or not value.dim():
                 continue
             if value.shape != parameter.shape:
                 raise ValueError(f"{name} of shape {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
-            if value.stride() != parameter.stride():
-                own[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+            values[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.optim import LARS, LearningRate, _take_strides, build_optimizer, load_optimizer
+from training.optim import LARS, LearningRate, build_optimizer, load_optimizer
 
 
 def schedule(*, kind="cosine", epochs=20, warmup=10, optimizer_name="sgd", lr=0.1):
@@ -254,24 +254,13 @@ def test_frozen_parameters_are_left_out(name):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-@pytest.mark.parametrize("strides", [(4, 1, 1, 1), (4, 1, 4, 4), (1, 3, 9, 9)], ids=str)
-def test_a_1x1_kernels_gradient_gets_the_kernels_strides_before_a_fused_update(name, strides):
-    """Whatever strides the backward pass gives, the update is that of the same numbers in plain order."""
-    values = torch.arange(12.0).view(3, 4, 1, 1) / 10
-    updated = []
-    for layout in (strides, (4, 1, 1, 1)):
-        weight = torch.nn.Parameter(torch.ones(3, 4, 1, 1).to(memory_format=torch.channels_last))
-        optimizer = build_optimizer(name, [weight], lr=0.5, weight_decay=0.0)
-        (weight * torch.empty_strided((3, 4, 1, 1), layout).copy_(values)).sum().backward()
-        weight.grad = torch.empty_strided((3, 4, 1, 1), layout).copy_(values)
-        _take_strides(weight)
-        assert weight.grad.stride() == weight.stride()
-        assert torch.equal(weight.grad, values)
-        optimizer.step()
-        updated.append(weight.detach().clone())
-    assert torch.equal(*updated)
-    if name == "sgd":
-        torch.testing.assert_close(updated[0], 1 - 0.5 * values)
+@pytest.mark.parametrize(
+    ("device", "shape", "kernels"),
+    [("cpu", (4, 3, 1, 1), "fused"), ("cpu", (4, 3, 3, 3), "fused"), ("meta", (4, 3, 1, 1), "foreach")],
+)
+def test_updates_are_fused_where_the_kernel_takes_the_layout(name, device, shape, kernels):
+    optimizer = build_optimizer(name, [torch.nn.Parameter(torch.ones(shape, device=device))], lr=0.1, weight_decay=0.0)
+    assert {key for key in ("fused", "foreach") if optimizer.defaults[key]} == {kernels}
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "lars"])
@@ -295,3 +284,10 @@ def test_an_optimizers_state_of_another_layout_is_taken_over_right(name):
     step(moved, resumed, gradients[2])
     assert all(v.stride() == moved.stride() for v in resumed.state[moved].values() if torch.is_tensor(v) and v.dim())
     torch.testing.assert_close(moved, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_an_optimizers_state_of_another_shape_is_refused():
+    optimizer = build_optimizer("sgd", [torch.nn.Parameter(torch.ones(4))], lr=0.1, weight_decay=0.0)
+    state = {**optimizer.state_dict(), "state": {0: {"momentum_buffer": torch.ones(2, 2)}}}
+    with pytest.raises(ValueError, match=r"momentum_buffer of shape \(2, 2\) for a weight of \(4,\)"):
+        load_optimizer(optimizer, state)
