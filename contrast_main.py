@@ -5,206 +5,177 @@ Run it with one process, or with several through torchrun or torch.distributed.l
 
 from __future__ import annotations
 
-import argparse
+from common.flags import Parser, as_flags
+from common.settings import CropSettings, DataSettings, EncoderSettings, ProcessSettings, TrainingSettings
+
+PARSER = Parser(
+    __doc__,
+    data=DataSettings,
+    encoder=EncoderSettings,
+    crop=CropSettings,
+    training=TrainingSettings,
+    process=ProcessSettings,
+)
+if __name__ == "__main__":
+    PARSER.parse()  # answers --help and a mistyped flag before torch is imported, which takes seconds
+
 import contextlib
-import functools
+import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from common import acceleration, arguments, checkpoint, distributed, next_steps
-from common.acceleration import Precision
-from common.cli import run_cli
-from common.console import finish, log, set_quiet
-from common.determinism import deterministic
-from common.experiment import recipe_for
-from common.interruption import Interruption
-from common.lock import folder_lock
-from common.provenance import RunLog
-from datasets import load_data_and_split
+from common import checkpoint, distributed
+from common.acceleration import keep_freed_memory, wants_compilation
+from common.console import finish, log
+from common.paper import DEFAULT_MISMATCH, Recipe, recipe_for
+from common.provenance import RunLog, image_digest
+from common.session import Session, folder_lock, run_command, session
+from common.settings import as_record, identity
+from datasets import Dataset, Split, load_data_and_split
+from datasets.mixed import data_name
 from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
-from training.engine import Objective, batch_per_process, make_forward, probe_accuracy, steps_per_epoch, train_one_epoch
-from training.objectives import DistinctiveObjective, SemanticObjective
-from training.optim import LearningRate, build_optimizer
-from training.run import Run, check_folder, find_run, run_folder
-from utils import InputError
+from training.engine import Batches, make_forward, probe_accuracy, train_one_epoch
+from training.objectives import DistinctiveObjective, SemanticObjective, check_mode
+from training.optim import build_optimizers
+from training.run import TrainingRun, find_run, run_folder
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
-    parser = arguments.Parser(__doc__.splitlines()[0])
-    arguments.add_contrast_args(parser)
-    arguments.add_data_args(parser)
-    arguments.add_encoder_args(parser)
-    arguments.add_augmentation_args(parser)
-    arguments.add_process_args(parser)
-    arguments.add_launcher_args(parser)
-    arguments.add_resume_args(parser)
-    arguments.add_limit_args(parser)
-    arguments.add_precision_args(parser)
-    return parser
+OTHER_ENCODER = {"semantic": "distinctive", "distinctive": "semantic"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    set_quiet(args.quiet)
-    settings = arguments.resolved(args)
-    check_mode(args.mode, args.shift_trans_type)
-    folder = run_folder(args.logdir, args.resume_path, args.suffix, settings)
-    with (
-        Interruption(max_minutes=args.max_minutes) as interruption,
-        distributed.session(args.device, timeout_minutes=args.timeout_minutes) as device,
-        deterministic(args.deterministic, device),
-        folder_lock(folder, check=functools.partial(check_folder, folder, resume_path=args.resume_path)),
-        contextlib.ExitStack() as ending,
-    ):
-        resume = bool(args.resume_path) or args.resume == "auto"
+    settings = PARSER.parse(argv)
+    training, process = settings.training, settings.process
+    check_mode(training.mode, settings.encoder.shift_trans_type)
+    folder = run_folder(training, name=default_name(settings))
+    with session(process, precision=settings.encoder.precision, on_stop="finish") as current, folder_lock(folder):
+        resume = training.resume == "auto" or bool(training.resume_path)
         continued = distributed.from_first(lambda: find_run(folder, resume=resume))
-        acceleration.keep_freed_memory()
-        precision = Precision.resolve(args.precision, device)
-        precision.apply_to_products()
-        settings["precision"] = precision.name
-        compiled = acceleration.wants_compilation(
-            args.compile, device, processes=distributed.world_size(), deterministic=args.deterministic
-        )
-        data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
-        settings["mismatch"] = split.mismatch
+        keep_freed_memory()
+        data, split = load_data_and_split(settings.data)
         distributed.require_same(split.digest, "the data set is not the same at every process")
-        check_shift(args.shift_trans_type, data.image_size)
-        images, labels = to_device(data.train_images, data.train_labels, device)
-        test_images, test_labels = to_device(data.test_images, data.test_labels, device)
-        indices = torch.from_numpy(split.contrast()).to(device)
-        processes = distributed.world_size()
-        batch_size = batch_per_process(args.batch_size, args.global_batch_size, processes=processes)
-        whole_batches = args.global_batch_size is not None
-        steps = steps_per_epoch(len(indices), batch_size=batch_size, processes=processes, whole_batches=whole_batches)
-        check_negatives(args.mode, batch_size * processes)
+        check_shift(settings.encoder.shift_trans_type, data.image_size)
+        used = resolve(settings, split, current)
+        images_digest = distributed.from_first(lambda: image_digest(data.train_images, split.contrast()))
+        digests = {"split_digest": split.digest, "images_digest": images_digest}
+        batches = Batches.plan(len(split.contrast()), training, processes=current.processes)
 
         encoder = build_encoder(
-            settings["model"],
+            used.encoder.model,
             num_classes=data.num_classes,
-            shifts=SHIFT_COUNTS[args.shift_trans_type],
-            simclr_dim=args.simclr_dim,
-            seed=args.seed,
-        ).to(device, memory_format=torch.channels_last)  # convolutions are up to 1.6 times as fast in this layout
-        model = distributed.wrap(encoder, device, parallel=args.parallel)
-        objective = build_objective(
-            args.mode,
-            augmentation=Augmentation(args.resize_factor, args.resize_fix),
-            temperature=args.temperature,
-            shift=args.shift_trans_type,
-            sim_lambda=args.sim_lambda,
-            seed=args.seed,
-            precision=precision,
+            shifts=SHIFT_COUNTS[used.encoder.shift_trans_type],
+            simclr_dim=used.encoder.simclr_dim,
+            seed=current.seed,
         )
-        main_parameters = [p for name, p in encoder.named_parameters() if not name.startswith("linear.")]
-        optimizer = build_optimizer(args.optimizer, main_parameters, lr=args.lr_init, weight_decay=args.weight_decay)
-        probe_optimizer = build_optimizer("adam", encoder.linear.parameters(), lr=1e-3, weight_decay=1e-6)
-        optimizers = (optimizer, probe_optimizer)
-        learning_rate = LearningRate(
-            optimizer, optimizer_name=args.optimizer, kind=args.lr_scheduler, epochs=args.epochs, warmup=args.warmup
-        )
-
-        run = Run(folder, encoder, optimizers, settings, split_digest=split.digest, interruption=interruption)
+        encoder.to(current.device, memory_format=torch.channels_last)  # where convolutions are up to 1.6 times as fast
+        model = distributed.wrap(encoder, current.device, parallel=training.parallel)
+        optimizers, learning_rate = build_optimizers(encoder, training)
+        run_identity = identity(used.encoder, used.crop, training, process) | digests
+        run = TrainingRun(folder, encoder, optimizers, learning_rate, batches, run_identity, current.stop)
         if continued:
-            run.resume(strict=not args.no_strict, device=device)
-            if (position := run.position(steps)) is not None:
-                learning_rate.set(position)
-        distributed.barrier()  # every process has looked at the folder before the first one writes into it
-        if distributed.is_main():
-            if continued:  # a kill between the two files of a save leaves an older last.model, or none
-                run.save_model()
-            else:
-                checkpoint.write_args(folder, settings, split_digest=split.digest, processes=distributed.world_size())
-        announce(
-            settings, batch_size=batch_size, count=len(indices), steps=steps, device=device, folder=folder, run=run
-        )
-        run.rehearse_saving()
+            run.resume(strict=not training.no_strict)
+        elif distributed.is_main():
+            checkpoint.write_args(folder, as_record(*vars(used).values()), **digests, processes=current.processes)
+        announce(used, run, current)
+        train(run, model, data, split, used, current)
+        recipe = recipe_for(settings.data.dataset, pool=len(split.unlabeled), classes=len(split.target_classes))
+        written = [folder / checkpoint.MODEL_FILE, folder / checkpoint.RESUME_FILE]
+        finish(written, then=next_command(settings, folder, recipe, annotate=split.mismatch is None))
 
-        compiled_for = None
-        if compiled:
-            log("compiling the training step, once, for about a minute")
-            encoder.train()
-            compiled_for = indices[:batch_size]
-        forward = make_forward(model, objective, images, labels, compiled_for=compiled_for)
-        run_log = RunLog(folder, enabled=distributed.is_main(), done=run.epoch)
-        ending.callback(run_log.close)
-        for epoch in range(run.epoch + 1, args.epochs + 1):
-            with run.naming_its_checkpoint():
-                stats = train_one_epoch(
-                    model,
-                    forward,
-                    indices,
-                    optimizers=optimizers,
-                    learning_rate=learning_rate,
-                    batch_size=batch_size,
-                    whole_batches=whole_batches,
-                    epoch=epoch,
-                    seed=args.seed,
-                    gathered=run.gathered,
-                    stop=interruption.agreed,
-                )
+
+def default_name(settings: SimpleNamespace) -> str:
+    """The name of the run's folder where none is given."""
+    data, encoder = settings.data, settings.encoder
+    model = encoder.resolved(image_size=data.image_size, precision=encoder.precision).model
+    mismatch = DEFAULT_MISMATCH if data.mismatch is None else data.mismatch
+    made_of = data_name(data.dataset, data.others), mismatch, model, settings.training.mode, encoder.shift_trans_type
+    return "_".join(map(str, made_of)) + f"_seed{settings.process.seed}"
+
+
+def resolve(settings: SimpleNamespace, split: Split, current: Session) -> SimpleNamespace:
+    """The settings with the mismatch, the backbone and the number format that are used, and whether to compile."""
+    data = dataclasses.replace(settings.data, mismatch=split.mismatch)
+    encoder = settings.encoder.resolved(image_size=data.image_size, precision=current.precision.name)
+    process = {"processes": current.processes, "deterministic": settings.process.deterministic}
+    compiled = wants_compilation(settings.training.compile, current.device, **process)
+    training = dataclasses.replace(settings.training, compile="on" if compiled else "off")
+    return SimpleNamespace(**{**vars(settings), "data": data, "encoder": encoder, "training": training})
+
+
+def announce(settings: SimpleNamespace, run: TrainingRun, current: Session) -> None:
+    """Says what is about to run: images, effective batch, learning rate, processes and where the results go."""
+    training, batches, device = settings.training, run.batches, current.device.type
+    log(
+        f"{training.mode} encoder {settings.encoder.model} on {settings.data.dataset}: {batches.count} images, "
+        f"{batches.steps} steps per epoch, epochs {run.epoch + 1} to {training.epochs}, {current.processes} "
+        f"process(es) on {device}, {settings.encoder.precision}"
+    )
+    log(
+        f"effective batch {batches.together} images ({batches.size} per process; the paper's recipe is 128), learning "
+        f"rate {training.lr_init} to {10 * training.lr_init:g} as given: nothing is scaled"
+    )
+    if current.processes > 1 and device == "cpu":
+        batch_norm = "on the CPU each process normalises by its own batch (torch has no SyncBatchNorm there)"
+        log(f"{batch_norm}, and the first process's running statistics are saved")
+    log(f"run folder {run.folder}" + (f", continued after epoch {run.epoch}" if run.epoch else ""))
+
+
+def train(
+    run: TrainingRun, model: nn.Module, data: Dataset, split: Split, settings: SimpleNamespace, current: Session
+) -> None:
+    """Trains the epochs that are left; logs each, and saves as --save_step says, at the end and before a stop."""
+    training = settings.training
+    images, labels = to_device(data.train_images, data.train_labels, current.device)
+    test_images, test_labels = to_device(data.test_images, data.test_labels, current.device)
+    indices, example = torch.from_numpy(split.contrast()).to(current.device), None
+    if training.compile == "on":
+        log("compiling the training step, once, for about a minute")
+        model.train()
+        example = indices[: run.batches.size]
+    kind = SemanticObjective if training.mode == "semantic" else DistinctiveObjective
+    objective = kind(
+        Augmentation(settings.crop.resize_factor, settings.crop.resize_fix),
+        temperature=training.temperature,
+        seed=current.seed,
+        shift=settings.encoder.shift_trans_type,
+        sim_lambda=training.sim_lambda,
+        precision=current.precision,
+    )
+    forward = make_forward(model, objective, images, labels, compiled_for=example)
+    run_log = RunLog(run.folder, enabled=distributed.is_main(), done=run.epoch)
+    with contextlib.closing(run_log), run.naming_its_checkpoint():
+        for epoch in range(run.epoch + 1, training.epochs + 1):
+            stats = train_one_epoch(
+                model,
+                forward,
+                indices,
+                run.batches,
+                optimizers=run.optimizers,
+                learning_rate=run.learning_rate,
+                epoch=epoch,
+                seed=current.seed,
+                stop=current.stop.agreed,
+            )
             if stats is None:
                 run.save_and_stop()
-            last = epoch == args.epochs
-            if distributed.is_main() and len(test_labels) and (last or epoch % args.error_step == 0):
-                stats["test_probe_accuracy"] = probe_accuracy(encoder, test_images, test_labels, precision=precision)
+            last = epoch == training.epochs
+            if distributed.is_main() and len(test_labels) and (last or epoch % training.error_step == 0):
+                test = run.encoder, test_images, test_labels
+                stats["test_probe_accuracy"] = probe_accuracy(*test, precision=current.precision)
             run_log.write(epoch, stats)
-            log(epoch_line(epoch, args.epochs, stats))
+            log(epoch_line(epoch, training.epochs, stats))
             run.finish_epoch()
-            if last or epoch % args.save_step == 0:
+            if last or epoch % training.save_step == 0:
                 run.save()
-            if not last and interruption.agreed():
+            if not last and current.stop.agreed():
                 run.save_and_stop()
-        training, query = (
-            arguments.changed_flags(parser, args, groups, but=next_steps.OWN_FLAGS)
-            for groups in (next_steps.TRAINING_GROUPS, next_steps.QUERY_GROUPS)
-        )
-        paper = recipe_for(args.dataset, pool=len(split.unlabeled), classes=len(split.target_classes))
-        then = next_steps.after_training(
-            args.mode,
-            folder,
-            training=training,
-            query=query,
-            shift=args.shift_trans_type,
-            target=paper.target,
-            annotate=split.mismatch is None,
-        )
-        finish([folder / checkpoint.MODEL_FILE, folder / checkpoint.RESUME_FILE], then=then)
-
-
-def check_mode(mode: str, shift: str) -> None:
-    """Refuses a mode and a shift that do not belong together.
-
-    Raises:
-        InputError: SimCLR with shifts, or CSI without.
-    """
-    if mode == "semantic" and shift != "none":
-        raise InputError(
-            f"--mode semantic is SimCLR, which has no shifts: give --shift_trans_type none, not {shift} "
-            "(or --mode distinctive)"
-        )
-    if mode == "distinctive" and shift == "none":
-        raise InputError(
-            "--mode distinctive is CSI, which tells shifted copies apart: give --shift_trans_type rotation or cutperm"
-        )
-
-
-def check_negatives(mode: str, batch: int) -> None:
-    """Refuses a global batch in which an image has no other to be told from.
-
-    Raises:
-        InputError: SimCLR with one image per step (CSI's rotated copies are each other's negatives).
-    """
-    if mode == "semantic" and batch < 2:
-        raise InputError("--batch_size 1 with one process leaves SimCLR no negatives; give at least 2")
 
 
 def to_device(images: np.ndarray, labels: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -212,64 +183,37 @@ def to_device(images: np.ndarray, labels: np.ndarray, device: torch.device) -> t
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).to(device)
 
 
-def build_objective(
-    mode: str,
-    *,
-    augmentation: Augmentation,
-    temperature: float,
-    shift: str,
-    sim_lambda: float,
-    seed: int,
-    precision: Precision,
-) -> Objective:
-    """SimCLR for ``semantic``, CSI for ``distinctive``."""
-    kind = SemanticObjective if mode == "semantic" else DistinctiveObjective
-    return kind(
-        augmentation, temperature=temperature, seed=seed, shift=shift, sim_lambda=sim_lambda, precision=precision
-    )
-
-
-def announce(
-    settings: dict[str, Any],
-    *,
-    batch_size: int,
-    count: int,
-    steps: int,
-    device: torch.device,
-    folder: Path,
-    run: Run,
-) -> None:
-    """Says what is about to run: images, effective batch, learning rate, processes and where the results go."""
-    processes = distributed.world_size()
-    batch = batch_size * processes
-    log(
-        f"{settings['mode']} encoder {settings['model']} on {settings['dataset']}: {count} images, {steps} steps per "
-        f"epoch, epochs {run.epoch + 1} to {settings['epochs']}, {processes} process(es) on {device.type}, "
-        f"{settings['precision']}"
-    )
-    if settings["dataset"] == "folder":
-        log(f"backbone {settings['model']}; without --model it follows --image_size (see --help)")
-    log(
-        f"effective batch {batch} images ({batch_size} per process; the paper's recipe is 128), learning "
-        f"rate {settings['lr_init']} to {10 * settings['lr_init']:g} as given: nothing is scaled"
-    )
-    if processes > 1 and device.type == "cpu":
-        log(
-            "on the CPU each process keeps its own BatchNorm statistics (torch has no SyncBatchNorm there): it "
-            "normalises by its own batch, and the first process's running statistics are saved"
-        )
-    log(f"run folder {folder}" + (f", continued from {run.place}" if run.position(steps) is not None else ""))
-
-
 def epoch_line(epoch: int, epochs: int, stats: dict[str, float]) -> str:
     """One epoch's figures in one line."""
-    shown = {name: value for name, value in stats.items() if name not in ("lr", "images_per_second", "seconds", "loss")}
-    figures = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-    return (
-        f"epoch {epoch}/{epochs}  loss {stats['loss']:.4f}  {figures}  lr {stats['lr']:.4g}  "
-        f"{stats['images_per_second']:.0f} images/s"
-    )
+    others = [name for name in stats if name not in ("loss", "lr", "images_per_second", "seconds")]
+    figures = "  ".join(f"{name} {stats[name]:.4g}" for name in [*others, "lr"])
+    return f"epoch {epoch}/{epochs}  loss {stats['loss']:.4f}  {figures}  {stats['images_per_second']:.0f} images/s"
+
+
+def next_command(settings: SimpleNamespace, folder: Path, recipe: Recipe, *, annotate: bool) -> str:
+    """The command that follows: the other encoder's training, or the query where both encoders are there.
+
+    The other encoder's folder is looked for beside this one, under the same name with the mode changed.
+    """
+    mode, shift = settings.training.mode, settings.encoder.shift_trans_type
+    other = OTHER_ENCODER[mode]
+    beside = folder.with_name(folder.name.replace(mode, other)) if mode in folder.name else folder.with_name(other)
+    shifts = ["--shift_trans_type", "rotation" if shift == "none" else shift]
+    shared = as_flags(settings.data, settings.encoder, but=["shift_trans_type"])
+    shared += as_flags(settings.process, but=["max_minutes", "local_rank"])
+    if not (beside / checkpoint.MODEL_FILE).is_file():
+        words = ["--mode", other, *(shifts if other == "distinctive" else []), *shared, *as_flags(settings.crop)]
+        words += as_flags(settings.training, but=["mode", "logdir", "suffix", "resume", "resume_path", "no_strict"])
+        return shlex.join(["python", "contrast_main.py", *words, "--logdir", str(beside)])
+    if {folder.name, beside.name} == set(OTHER_ENCODER):
+        encoders = ["--load_path", str(folder.parent)]
+    else:
+        paths = {mode: folder / checkpoint.MODEL_FILE, other: beside / checkpoint.MODEL_FILE}
+        encoders = [word for name in OTHER_ENCODER for word in (f"--load_{name}_path", str(paths[name]))]
+    views = ["--views", str(recipe.views), "--resize_factor", str(recipe.resize_factor), "--resize_fix"]
+    way = ["--annotate"] if annotate else ["--queries_per_class", str(recipe.queries_per_class)]
+    return shlex.join(["python", "active_main.py", *shared, *shifts, *views, *encoders, *way])
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    sys.exit(run_command(main))

@@ -26,10 +26,10 @@ from common.arguments import MODELS
 from common.cli import run_cli
 from common.flags import Parser, positive_int
 from models import build_encoder
-from models.counter_random import make_keys, uniform
+from models.counter_random import Purpose, make_keys, uniform
 from models.transform_layers import CROP_ATTEMPTS, Augmentation
 from training.engine import make_forward
-from training.objectives import TRAINING, DistinctiveObjective, SemanticObjective
+from training.objectives import DistinctiveObjective, SemanticObjective
 from training.optim import build_optimizer
 
 SHIFTS = {"semantic": 1, "distinctive": 4}
@@ -118,9 +118,9 @@ class Work:
 
     def _draw(self, chosen: Tensor) -> Tensor:
         views, shifts = torch.arange(2)[:, None, None], torch.arange(SHIFTS[self.mode])[:, None]
-        draws = uniform(make_keys(0, TRAINING, 1, chosen, views, shifts), DRAWS)  # (2, K, B, DRAWS)
+        draws = uniform(make_keys(0, Purpose.TRAINING, 1, chosen, views, shifts), DRAWS)  # (2, K, B, DRAWS)
         # The flip is drawn once per view, without the shift in its key.
-        draws[..., 0] = uniform(make_keys(0, TRAINING, 1, chosen, views), 1)[..., 0]
+        draws[..., 0] = uniform(make_keys(0, Purpose.TRAINING, 1, chosen, views), 1)[..., 0]
         return draws
 
     def plain(self) -> Callable[[int], float]:

@@ -8,12 +8,21 @@ Flood, OOPSLA 2014), applied once per part of the key. torch and NumPy have no g
 
 from __future__ import annotations
 
+import enum
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Number = TypeVar("Number", int, Tensor)
+
+
+class Purpose(enum.IntEnum):
+    """What a draw is for: the part of a key that keeps draws of one seed apart."""
+
+    TRAINING = 1  # views in contrastive training
+    ORDER = 2  # of the images of an epoch
+    QUERY = 3  # views whose features are averaged
 
 
 def _signed(value: int) -> int:

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from common import distributed
 from common.acceleration import FP32, Precision
 from datasets.base import UNKNOWN
-from models.counter_random import make_keys
+from models.counter_random import Purpose, make_keys
 from models.transform_layers import SHIFT_COUNTS, Augmentation, shift_images
 from training.losses import nt_xent
-
-TRAINING = 1  # the purpose part of a draw's key; the query uses another
+from utils import InputError
 
 
 class Batch(NamedTuple):
@@ -59,23 +58,23 @@ class SemanticObjective:
         """Returns the loss to minimise (the probe's included, whose features are detached) and what to log."""
         output = self.precision.encode(encoder, self.views(batch))
         similarity = nt_xent(gather_views(output.projection), temperature=self.temperature)
-        probe, said = self._probe(output.class_logits, batch.labels)
+        probe, probe_stats = self._probe(output.class_logits, batch.labels)
         loss = self.sim_lambda * similarity
-        stats = {"loss": loss, "loss_sim": similarity, **said}
+        stats = {"loss": loss, "loss_sim": similarity, **probe_stats}
         return loss + probe, {name: value.detach() for name, value in stats.items()}
 
     def views(self, batch: Batch) -> Tensor:
         """(2 K B, 3, H, W): for each view, for each shift, the batch in order."""
         views = []
         for view in range(2):
-            keys = make_keys(self.seed, TRAINING, batch.epoch, batch.indices, view)
+            keys = make_keys(self.seed, Purpose.TRAINING, batch.epoch, batch.indices, view)
             # One flip per view: its shifted copies share it.
             flipped = self.augmentation.flip(batch.images, keys)
             views += [shift_images(flipped, self.shift, k) for k in range(SHIFT_COUNTS[self.shift])]
         numbers = torch.arange(SHIFT_COUNTS[self.shift], device=batch.indices.device)
         keys = make_keys(
             self.seed,
-            TRAINING,
+            Purpose.TRAINING,
             batch.epoch,
             batch.indices,
             torch.arange(2, device=numbers.device)[:, None, None],
@@ -116,14 +115,14 @@ class DistinctiveObjective(SemanticObjective):
         targets = torch.arange(shifts, device=batch.labels.device).repeat_interleave(len(batch.labels)).repeat(2)
         shift_loss = F.cross_entropy(output.shift_logits, targets)
         loss = self.sim_lambda * similarity + shift_loss
-        probe, said = self._probe(output.class_logits, batch.labels)
+        probe, probe_stats = self._probe(output.class_logits, batch.labels)
         stats = {
             "loss": loss,
             "loss_sim": similarity,
             "loss_shift": shift_loss,
-            "loss_probe": said["loss_probe"],
+            "loss_probe": probe_stats["loss_probe"],
             "train_shift_accuracy": 100 * (output.shift_logits.argmax(1) == targets).float().mean(),
-            "train_probe_accuracy": said["train_probe_accuracy"],
+            "train_probe_accuracy": probe_stats["train_probe_accuracy"],
         }
         return loss + probe, {name: value.detach() for name, value in stats.items()}
 
@@ -132,3 +131,20 @@ def gather_views(projection: Tensor) -> Tensor:
     """Unit-norm projections of all processes, (2N, D) here to (2 N W, D): rows i and i + N W are two views."""
     views = F.normalize(projection, dim=1).view(2, -1, projection.shape[1])
     return distributed.all_gather(views, dim=1).flatten(0, 1)
+
+
+def check_mode(mode: str, shift: str) -> None:
+    """Refuses a mode and a shift that do not belong together.
+
+    Raises:
+        InputError: SimCLR with shifts, or CSI without.
+    """
+    if mode == "semantic" and shift != "none":
+        raise InputError(
+            f"--mode semantic is SimCLR, which has no shifts: give --shift_trans_type none, not {shift} "
+            "(or --mode distinctive)"
+        )
+    if mode == "distinctive" and shift == "none":
+        raise InputError(
+            "--mode distinctive is CSI, which tells shifted copies apart: give --shift_trans_type rotation or cutperm"
+        )

@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from warmup_scheduler import GradualWarmupScheduler
 
+from common.settings import TrainingSettings
+from models import ContrastiveEncoder
+
 PEAK = 10.0  # the warm-up multiplies the base rate by this
 STEP_DECAY = {"sgd": 0.1, "lars": 0.1, "adam": 0.3}
 
@@ -137,6 +140,23 @@ class LearningRate:
     def value(self) -> float:
         """The current learning rate."""
         return self._optimizer.param_groups[0]["lr"]
+
+
+def build_optimizers(
+    encoder: ContrastiveEncoder, settings: TrainingSettings
+) -> tuple[tuple[Optimizer, Optimizer], LearningRate]:
+    """The optimizers of the encoder and of its linear probe, and the learning rate of the first."""
+    parameters = [p for name, p in encoder.named_parameters() if not name.startswith("linear.")]
+    optimizer = build_optimizer(settings.optimizer, parameters, lr=settings.lr_init, weight_decay=settings.weight_decay)
+    probe = build_optimizer("adam", encoder.linear.parameters(), lr=1e-3, weight_decay=1e-6)
+    learning_rate = LearningRate(
+        optimizer,
+        optimizer_name=settings.optimizer,
+        kind=settings.lr_scheduler,
+        epochs=settings.epochs,
+        warmup=settings.warmup,
+    )
+    return (optimizer, probe), learning_rate
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
