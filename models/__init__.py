@@ -12,23 +12,22 @@ __all__ = ["BACKBONES", "ContrastiveEncoder", "EncoderOutput", "build_encoder"]
 
 
 def build_encoder(
-    name: str, *, num_classes: int, shifts: int, simclr_dim: int = 128, seed: int | None = None
+    name: str, *, num_classes: int, shifts: int, simclr_dim: int = 128, seed: int = 0
 ) -> ContrastiveEncoder:
-    """Builds an encoder by its backbone's name.
+    """Builds an encoder by its backbone's name; torch's global generator stays as it is.
 
     Args:
         name: One of BACKBONES.
         num_classes: All classes of the data set, for the online probe.
         shifts: K, 1 without shifts.
         simclr_dim: Dimensions of the projection.
-        seed: Seed of the initial weights; None draws from torch's global generator.
+        seed: Seed of the initial weights.
 
     Raises:
         InputError: The name is unknown.
     """
     if name not in BACKBONES:
         raise InputError(f"--model {name} is unknown; choose from {', '.join(BACKBONES)}")
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs, too
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs, too
         return BACKBONES[name](num_classes=num_classes, shifts=shifts, simclr_dim=simclr_dim)

@@ -5,7 +5,6 @@ import os
 import random
 import shlex
 import signal
-import struct
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -29,7 +28,6 @@ from tests.runs import (
     equal,
     launch,
     log_lines,
-    without_clock,
 )
 from utils import InputError
 
@@ -228,14 +226,6 @@ def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(settings, message
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("below", [False, True])
-def test_a_file_in_the_way_of_the_logdir_is_one_line(below, tmp_path, flags, capsys):
-    file = tmp_path / "file"
-    file.write_text("mine")
-    assert str(file) in one_line_error(flags("semantic", logdir=file / "run" if below else file), capsys)
-    assert file.read_text() == "mine"
-
-
 def test_help_and_a_mistyped_flag_answer_without_torch(root, tmp_path):
     for name in ("torch", "numpy"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('it takes seconds')")
@@ -257,28 +247,23 @@ def test_help_and_a_mistyped_flag_answer_without_torch(root, tmp_path):
 @pytest.mark.parametrize("mode", list(MODES))
 @pytest.mark.parametrize(
     ("optimizer", "scheduler"),
-    [("sgd", "cosine"), ("sgd", "step_decay"), ("adam", "step_decay"), ("lars", "cosine")],
+    [("sgd", "cosine"), ("adam", "step_decay"), ("lars", "cosine")],
 )
 def test_every_mode_optimizer_and_schedule_trains(mode, optimizer, scheduler, tmp_path, flags):
     settings = {"optimizer": optimizer, "lr_scheduler": scheduler, "lr_init": 0.001, "epochs": 1, "warmup": 0}
+    if mode == "distinctive":
+        settings["shift_trans_type"] = "cutperm"
     contrast_main.main(flags(mode, logdir=tmp_path / "run", **settings))
     (line,) = log_lines(tmp_path / "run")
     assert all(np.isfinite(value) for value in line.values())
     # e = 2/3 at the last of three steps; both milestones of one epoch are int(1/2) = int(3/4) = 0.
-    factor = {"sgd": 0.1, "adam": 0.3}[optimizer] ** 2 if scheduler == "step_decay" else 0.25
-    assert line["lr"] == pytest.approx(0.01 * factor)
+    assert line["lr"] == pytest.approx(0.01 * (0.25 if scheduler == "cosine" else 0.3**2))
     initial = contrast_main.build_encoder(
         "resnet8", num_classes=4, shifts=4 if mode == "distinctive" else 1, simclr_dim=16, seed=0
     ).state_dict()
     trained = checkpoint.load(tmp_path / "run" / "last.model")
     still = {name for name in trained if torch.equal(trained[name], initial[name])}
     assert still == (set() if mode == "distinctive" else {"shift_cls_layer.weight", "shift_cls_layer.bias"})
-
-
-def test_cutperm_trains(tmp_path, flags, whole):
-    contrast_main.main(flags("distinctive", logdir=tmp_path / "run", shift_trans_type="cutperm"))
-    lines = log_lines(tmp_path / "run")
-    assert len(lines) == 4 and without_clock(lines) != without_clock(log_lines(whole("distinctive")))
 
 
 def test_the_digits_train_with_the_originals_spellings(tmp_path):
@@ -288,27 +273,6 @@ def test_the_digits_train_with_the_originals_spellings(tmp_path):
     assert (record["arguments"]["mode"], record["arguments"]["epochs"]) == ("semantic", 1)
     assert record["arguments"]["mismatch"] == 0.8  # the default, as used
     assert checkpoint.load(tmp_path / "run" / "last.model")["linear.weight"].shape == (10, 64)
-
-
-@pytest.mark.parametrize("mode", list(MODES))
-def test_a_run_whose_compilation_fails_is_the_plain_run(mode, tmp_path, flags, whole, monkeypatch, capsys):
-    """The whole step has run once by then, and the run is bit for bit what it is without."""
-
-    def compile(function, **settings):
-        def compiled(*arguments):
-            loss, _ = function(*arguments)
-            loss.backward()
-            raise RuntimeError("no compiler\nhere")
-
-        return compiled
-
-    monkeypatch.setattr(torch, "compile", compile)
-    reference = whole(mode)
-    capsys.readouterr()
-    contrast_main.main(flags(mode, logdir=tmp_path / "run", compile="on"))
-    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
-    assert len(warnings) == 1 and "torch.compile failed (RuntimeError: no compiler here)" in warnings[0]
-    assert_same_run(tmp_path / "run", reference)
 
 
 # What a run writes
@@ -341,27 +305,6 @@ def test_log_jsonl(whole):
     assert [line["lr"] for line in semantic] == pytest.approx(rates)
     for line in distinctive:
         assert line["loss"] == pytest.approx(line["loss_sim"] + line["loss_shift"], abs=1e-5)
-
-
-def scalars(folder):
-    """{(tag, step): value} of the tensorboard files, read record by record."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    found = {}
-    for path in sorted(folder.iterdir()):
-        content = path.read_bytes()
-        while content:
-            (length,) = struct.unpack("<Q", content[:8])
-            event = Event.FromString(content[12 : 12 + length])
-            found.update({(value.tag, event.step): value.simple_value for value in event.summary.value})
-            content = content[16 + length :]
-    return found
-
-
-def test_tensorboard_has_the_logs_values(whole):
-    lines = log_lines(whole("semantic"))
-    expected = {(name, line["epoch"]): value for line in lines for name, value in line.items() if name != "epoch"}
-    assert scalars(whole("semantic") / "tensorboard") == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_folder_holds_the_run_and_nothing_else(whole):

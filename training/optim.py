@@ -168,7 +168,11 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     Raises:
         ValueError: Its tensors are not of the parameters' shapes, which torch would find out at the next step only.
     """
-    optimizer.load_state_dict(state)
+    groups = [
+        saved | {name: own[name] for name in ("fused", "foreach") if name in own}  # the kernels are this device's
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if not isinstance(value, Tensor) or not value.dim():

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models import counter_random
-from models.counter_random import GOLDEN, _mix, _shift_right, make_keys, uniform
+from models.counter_random import Purpose, make_keys, uniform
 
 MASK = 2**64 - 1
 
@@ -45,21 +45,6 @@ def test_the_draws_of_a_key_are_the_top_bits_of_splitmix64s_outputs():
     assert uniform(torch.tensor(1234567), 4).tolist() == [(output >> 40) / 2**24 for output in outputs]
 
 
-@pytest.mark.parametrize("value", [0, 1, -1, 2**63 - 1, -(2**63), 0x0123456789ABCDEF, -0x0123456789ABCDEF])
-def test_the_finaliser_wraps_as_64_bits_do(value):
-    assert _mix(torch.tensor(value)).item() == signed(mix64(value & MASK))
-
-
-@pytest.mark.parametrize("bits", [27, 30, 31, 40])
-@pytest.mark.parametrize("value", [-1, -(2**63), 2**63 - 1, 12345])
-def test_the_right_shift_fills_with_zeros(value, bits):
-    assert _shift_right(torch.tensor(value), bits).item() == (value & MASK) >> bits
-
-
-def test_the_golden_ratio_keeps_its_bits_as_a_signed_number():
-    assert GOLDEN & MASK == 0x9E3779B97F4A7C15 and GOLDEN < 0
-
-
 @pytest.mark.parametrize("seed", [0, 7, -1, 2**63, 2**64 - 1])
 @pytest.mark.parametrize("parts", [(), (1,), (1, 2, 3), (-1, 2**63 - 1), (2**64 - 5,)])
 def test_keys_hash_each_part_in_turn(seed, parts):
@@ -86,6 +71,12 @@ def test_parts_broadcast(shapes, expected):
 def test_the_order_of_the_parts_and_their_number_matter():
     keys = [make_keys(0, 7, 1, 2), make_keys(0, 7, 2, 1), make_keys(0, 7, 1), make_keys(0, 7, 1, 2, 0)]
     assert len({key.item() for key in keys}) == len(keys)
+
+
+def test_the_purposes_of_draws_keep_their_numbers():
+    """They are part of every key: another number would be another result."""
+    assert {purpose.name: purpose.value for purpose in Purpose} == {"TRAINING": 1, "ORDER": 2, "QUERY": 3}
+    assert make_keys(0, Purpose.ORDER, 5).item() == make_keys(0, 2, 5).item()
 
 
 @pytest.mark.parametrize(("seed", "purpose"), [(0, 1), (1, 2), (1, 3)])
@@ -145,7 +136,7 @@ def test_one_changed_bit_changes_half_of_the_key():
     keys = make_keys(0, torch.arange(500))
     for bit in range(64):
         changed = make_keys(0, torch.arange(500) ^ signed(1 << bit)) ^ keys
-        flipped = sum((_shift_right(changed, place) & 1 if place else changed & 1).sum() for place in range(64))
+        flipped = sum(((changed >> place) & 1).sum() for place in range(64))
         assert abs(flipped / 500 - 32) < 1
 
 
@@ -163,21 +154,9 @@ def test_whole_numbers_and_tensors_give_the_same_keys(seed, where):
     assert keys.item() == signed(key64(seed & MASK, *(part & MASK for part in parts)))
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_tensor_among_whole_numbers_gives_its_elements_keys(place):
-    values = [-(2**63), -1, 0, 1, 2**63 - 1]
-    parts: list = [11, -12]
-    parts.insert(place, torch.tensor(values))
-    expected = []
-    for value in values:
-        whole = [value if isinstance(part, torch.Tensor) else part for part in parts]
-        expected.append(signed(key64(5, *(part & MASK for part in whole))))
-    assert make_keys(5, *parts).tolist() == expected
-
-
 @pytest.mark.parametrize(
     ("keys", "part"),
-    [((), (5,)), ((5,), ()), ((), ()), ((2, 1), (5,)), ((3, 1, 4), (2, 1)), ((5,), (0, 1))],
+    [((), (5,)), ((3, 1, 4), (2, 1)), ((5,), (0, 1))],
 )
 def test_the_hash_is_a_sound_operator(keys, part):
     generator = torch.Generator().manual_seed(0)
@@ -185,8 +164,7 @@ def test_the_hash_is_a_sound_operator(keys, part):
     torch.library.opcheck(torch.ops.ccal.hash_part.default, arguments)
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (0,)])
-@pytest.mark.parametrize("draws", [1, 8])
+@pytest.mark.parametrize(("shape", "draws"), [((), 1), ((2, 3), 8), ((0,), 8)])
 def test_the_draws_are_a_sound_operator(shape, draws):
     keys = torch.randint(-(2**63), 2**63 - 1, shape, generator=torch.Generator().manual_seed(0))
     torch.library.opcheck(torch.ops.ccal.uniform.default, (keys, draws))
@@ -229,9 +207,3 @@ def test_no_key_and_no_draw_is_copied_from_the_host():
         counter_random._uniform._init_fn(keys, 7)
     assert {"ccal.hash_part.default", "ccal.uniform.default", "aten.bitwise_xor.Tensor"} <= {*recorder.operators}
     assert recorder.copies == []
-
-
-def test_a_copy_from_the_host_is_found_out():
-    with Recorder() as recorder:
-        torch.empty(2, dtype=torch.int64, device="meta") + torch.tensor([1, 2]).to("meta")
-    assert "aten._to_copy.default" in recorder.copies

@@ -113,7 +113,7 @@ def test_without_shifts_the_shift_head_is_frozen(shifts, trains):
     assert encoder.shift_cls_layer.weight.shape == (shifts, 64)
 
 
-@pytest.mark.parametrize("name", list(BACKBONES))
+@pytest.mark.parametrize("name", ["resnet8", "resnet18_imagenet"])
 def test_seeds_decide_the_weights(name):
     first, again, other = (
         build_encoder(name, num_classes=3, shifts=4, simclr_dim=8, seed=seed).state_dict() for seed in (5, 5, 6)
@@ -123,15 +123,13 @@ def test_seeds_decide_the_weights(name):
     assert not torch.equal(first["simclr_layer.0.weight"], other["simclr_layer.0.weight"])
 
 
-def test_a_seed_leaves_the_global_generator_alone_and_none_uses_it():
+def test_the_global_generator_is_left_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    build_encoder("resnet8", num_classes=3, shifts=1, seed=9)
+    one = build_encoder("resnet8", num_classes=3, shifts=1)
     assert torch.equal(torch.get_rng_state(), before)
-    drawn = build_encoder("resnet8", num_classes=3, shifts=1)
-    assert not torch.equal(torch.get_rng_state(), before)
-    seeded = build_encoder("resnet8", num_classes=3, shifts=1, seed=3)
-    assert torch.equal(drawn.conv1.weight, seeded.conv1.weight)
+    torch.manual_seed(4)
+    assert torch.equal(build_encoder("resnet8", num_classes=3, shifts=1).conv1.weight, one.conv1.weight)
 
 
 def test_initialisation_is_pytorchs_default_and_kaiming_fan_out_for_imagenet():
@@ -147,11 +145,3 @@ def test_initialisation_is_pytorchs_default_and_kaiming_fan_out_for_imagenet():
 def test_an_unknown_model_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match=r"--model resnet19 is unknown; choose from resnet18, resnet18_imagenet"):
         build_encoder("resnet19", num_classes=10, shifts=1)
-
-
-def test_a_backbone_must_say_how_it_gets_features():
-    class Headless(ContrastiveEncoder):
-        feature_dim = 3
-
-    with pytest.raises(NotImplementedError, match=r"Headless must implement penultimate\(images\)"):
-        Headless(num_classes=2, shifts=1)(torch.rand(1, 3, 2, 2))

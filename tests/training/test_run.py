@@ -1,6 +1,7 @@
 """training/run.py: the folder of a run, what is saved when, and what a checkpoint is refused for."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -153,6 +154,8 @@ def test_a_damaged_checkpoint_never_replaces_the_good_one_before(tmp_path):
 
 def test_a_stop_saves_the_last_finished_epoch_once(tmp_path):
     run = make_run(tmp_path)
+    with StopRequest() as run.stop:
+        os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Interrupted, match="no epoch was finished, so nothing is saved"):
         run.save_and_stop()
     assert os.listdir(tmp_path) == []

@@ -1,9 +1,5 @@
 """Two processes with batches of B against one with 2 B: losses, gradients and the collectives (gloo)."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +8,7 @@ import torch
 from common import distributed
 from models import ContrastiveEncoder
 from models.transform_layers import Augmentation
+from tests.processes import run_processes
 from training.objectives import Batch, DistinctiveObjective, SemanticObjective
 
 OBJECTIVES = {
@@ -53,12 +50,18 @@ def learn(name, encoder, model, batch):
     return {"loss": loss.detach(), **stats}, gradients
 
 
-def work(folder):
-    """What each of the two processes does: everything is computed here and judged by the tests below."""
+def work(words, rank, folder):
+    """What each of the two processes does: everything is computed here and compared by the tests below."""
+    found = compute(rank)
+    threads = Path("/proc/self/task").glob("*/comm")
+    found["threads"] = [path.read_text().strip() for path in threads]
+    torch.save(found, Path(folder) / f"{rank}.pt")
+
+
+def compute(rank):
     found = {}
-    with distributed.session("cpu") as device:
-        rank = distributed.rank()
-        found["seats"] = (rank, distributed.world_size(), distributed.is_main())
+    with distributed.process_group("cpu") as device:
+        found["seats"] = (distributed.rank(), distributed.world_size(), distributed.is_main())
         share = slice(rank * SIZE, (rank + 1) * SIZE)
         for name in OBJECTIVES:
             encoder, batch = make_encoder(name), make_batch()
@@ -74,35 +77,15 @@ def work(folder):
         gathered = distributed.all_gather(grown, dim=1)
         (gathered * torch.tensor([[1.0, 10.0], [100.0, 1000.0]])).sum().backward()
         found["gathered"], found["gathered_grad"] = gathered.detach(), grown.grad
-        distributed.barrier()
-    found["after"] = (distributed.rank(), distributed.world_size())
-    torch.save(found, Path(folder) / f"{rank}.pt")
+    return {**found, "after": (distributed.rank(), distributed.world_size())}
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory, root):
+def processes(tmp_path_factory):
     """What both processes found, by rank."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], "\n".join(errors)
+    ended = run_processes(work, folder, str(folder))
+    assert [process.status for process in ended] == [0, 0], [process.told for process in ended]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -186,14 +169,3 @@ def test_one_process_needs_no_group():
 def test_no_thread_of_the_group_is_left_for_the_end_of_the_interpreter(processes):
     for found in processes:
         assert found["threads"] and not any("gloo" in name for name in found["threads"]), found["threads"]
-
-
-def thread_names():
-    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-
-
-if __name__ == "__main__":
-    RANK = os.environ["RANK"]
-    work(sys.argv[1])
-    path = Path(sys.argv[1]) / f"{RANK}.pt"
-    torch.save({**torch.load(path, weights_only=True), "threads": thread_names()}, path)
