@@ -27,12 +27,15 @@ _timeout = timedelta(minutes=DEFAULT_TIMEOUT)
 
 
 @contextlib.contextmanager
-def process_group(device: str = "auto", *, timeout_minutes: float = DEFAULT_TIMEOUT) -> Iterator[torch.device]:
+def process_group(
+    device: str = "auto", *, timeout_minutes: float = DEFAULT_TIMEOUT, alone: bool = False
+) -> Iterator[torch.device]:
     """Joins the launcher's processes, if there are any, yields this process's device, and leaves them at the end.
 
     Args:
         device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
         timeout_minutes: How long this process waits for the others, at the start and in every exchange.
+        alone: Whether this process works by itself and joins nobody.
 
     Raises:
         InputError: ``cuda`` was asked for and is not there, or there are more processes than GPUs.
@@ -40,7 +43,7 @@ def process_group(device: str = "auto", *, timeout_minutes: float = DEFAULT_TIME
     """
     chosen = choose_device(device)
     try:
-        if launcher().world_size > 1:
+        if launcher().world_size > 1 and not alone:
             _join(chosen, timeout_minutes)
         yield chosen
         barrier()

@@ -69,15 +69,16 @@ class Session:
 
 @contextlib.contextmanager
 def session(
-    process: ProcessSettings, *, precision: str = "fp32", on_stop: Literal["finish", "raise"]
+    process: ProcessSettings, *, precision: str | None = None, on_stop: Literal["finish", "raise"], alone: bool = False
 ) -> Iterator[Session]:
     """Sets up what a command runs on, and takes it down.
 
     Args:
         process: The command's process settings.
-        precision: --precision of the encoders.
+        precision: --precision of the encoders; None leaves torch's own formats (TF32 in a GPU's convolutions).
         on_stop: What a signal or the time limit does: ``finish`` sets ``stop``, which the command asks when it is ready
             to save; ``raise`` raises Interrupted at once, for commands whose files are whole at every moment.
+        alone: Whether this process works by itself, however many a launcher has started.
 
     Raises:
         InputError: The device or the number format is not there.
@@ -86,11 +87,12 @@ def session(
     set_quiet(process.quiet)
     with (
         StopRequest(max_minutes=process.max_minutes, raises=on_stop == "raise") as stop,
-        distributed.process_group(process.device, timeout_minutes=process.timeout_minutes) as device,
+        distributed.process_group(process.device, timeout_minutes=process.timeout_minutes, alone=alone) as device,
         deterministic(process.deterministic, device),
     ):
-        resolved = Precision.resolve(precision, device)
-        resolved.apply_to_products()
+        resolved = Precision.resolve(precision or "fp32", device)
+        if precision is not None:
+            resolved.apply_to_products()
         yield Session(device, resolved, distributed.world_size(), process.seed, stop)
 
 
@@ -166,7 +168,7 @@ class StopRequest:
     def reserve(self, seconds: float) -> None:
         """Has the time limit count as reached early enough for what saving takes, ``seconds`` so far at the longest."""
         if self._limit is not None and self._handlers:
-            margin = 0.0 if self._raises else max(LEAST_MARGIN, seconds)
+            margin = max(seconds, 0.0 if self._raises else LEAST_MARGIN)
             left = self._end - margin - time.monotonic()
             signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3))
 

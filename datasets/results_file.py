@@ -1,4 +1,4 @@
-"""results.csv: one row per trained classifier, and the table made of it."""
+"""results.csv: one row per trained classifier, and mean and deviation over seeds."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import atomic_write, read_regular
+from common.settings import ClassifierSettings, identity_names
 from utils import InputError
 
 
@@ -55,6 +56,8 @@ BOUNDS = dict.fromkeys(("accuracy", "best_epoch_accuracy"), (0, 100)) | {"mismat
 BOUNDS |= dict.fromkeys(("epochs", "batch_size", "labeled"), (1, math.inf))
 BOUNDS |= dict.fromkeys(("cycle", "seed", "lr", "seconds"), (0, math.inf))
 OPTIONAL = "mismatch"  # the one column that may be empty
+# Rows that differ in none of these, nor in their images, are seeds of one mean.
+SETTINGS = ("dataset", "mismatch", *identity_names(ClassifierSettings))
 
 
 def find_row(rows: Sequence[Row], identity: dict[str, Any]) -> Row | None:
@@ -106,7 +109,7 @@ def _parse(name: str, text: str) -> str | int | float | None:
 
 
 def _damaged(path: Path, why: str) -> str:
-    return f"{path} is damaged ({why}); repair it, move it away or give another --out_path"
+    return f"{path} is damaged ({why}); repair it or move it away"
 
 
 def append_row(path: Path, row: Row) -> None:
@@ -123,45 +126,58 @@ def append_row(path: Path, row: Row) -> None:
         file.write(text.getvalue().encode())
 
 
+def latest_rows(rows: Sequence[Row], strategy: str) -> dict[str, list[Row]]:
+    """The rows of a strategy that a table shows, by digest of the labeled list, one per seed.
+
+    Of several settings, those of the last row count; of one seed's rows, the last; and of one labeled list's rows,
+    those of the same images and labels as its last, as labels may be corrected.
+    """
+    rows = [row for row in rows if row.strategy == strategy]
+    rows = [row for row in rows if all(getattr(row, name) == getattr(rows[-1], name) for name in SETTINGS)]
+    data = {row.index_digest: row.data_digest for row in rows}
+    chosen: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        if row.data_digest == data[row.index_digest]:
+            chosen.setdefault(row.index_digest, {})[row.seed] = row
+    return {digest: list(by_seed.values()) for digest, by_seed in chosen.items()}
+
+
 @dataclass(frozen=True)
-class Summary:
-    """The runs of one cycle.
+class Accuracy:
+    """Test accuracy of the classifiers of one labeled set, in percent.
 
     Attributes:
-        mean: Of the last epoch's accuracy, in percent.
-        std: Its standard deviation (ddof = 1), in percentage points; None for a single run.
-        best_mean: Mean accuracy of the best epochs, in percent.
+        seeds: Number of classifiers.
+        mean: After the last epoch.
+        deviation: Its standard deviation over the seeds (ddof = 1); None for a single one.
+        best_mean: Mean of the best epochs' accuracies.
     """
 
-    cycle: int
-    labeled: int
-    runs: int
+    seeds: int
     mean: float
-    std: float | None
+    deviation: float | None
     best_mean: float
 
-
-def summarize(rows: Sequence[Row]) -> Summary:
-    """Mean and deviation over the runs of one cycle, at least one."""
-    accuracies = [row.accuracy for row in rows]
-    return Summary(
-        cycle=rows[0].cycle,
-        labeled=rows[0].labeled,
-        runs=len(rows),
-        mean=statistics.fmean(accuracies),
-        std=statistics.stdev(accuracies) if len(rows) > 1 else None,
-        best_mean=statistics.fmean(row.best_epoch_accuracy for row in rows),
-    )
-
-
-def format_table(summaries: Sequence[Summary]) -> str:
-    """The table that the command prints, one line per cycle."""
-    lines = [f"{'cycle':>5} {'labeled':>8} {'runs':>5}  {'accuracy %, last epoch':<22}"]
-    for summary in summaries:
-        deviation = "-" if summary.std is None else f"{summary.std:.2f}"
-        lines.append(
-            f"{summary.cycle:>5} {summary.labeled:>8} {summary.runs:>5}  "
-            f"{f'{summary.mean:.2f} +- {deviation}':<22} "
-            f"{summary.best_mean:.2f} (best epoch, picked on the test set)"
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Accuracy:
+        """Of one row per seed, at least one."""
+        values = [row.accuracy for row in rows]
+        return cls(
+            seeds=len(rows),
+            mean=statistics.fmean(values),
+            deviation=statistics.stdev(values) if len(values) > 1 else None,
+            best_mean=statistics.fmean(row.best_epoch_accuracy for row in rows),
         )
-    return "\n".join(lines)
+
+
+def mean_text(mean: float | None, deviation: float | None) -> str:
+    """Mean and deviation of accuracies, such as ``95.20 ± 0.31 %``; ``-`` without a mean."""
+    if mean is None:
+        return "-"
+    return f"{mean:.2f} %" if deviation is None else f"{mean:.2f} ± {deviation:.2f} %"
+
+
+def plain_table(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of text, the heading first, in right-aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in cells)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.console import progress
-from common.interruption import never_stop
+from common.settings import ClassifierSettings
 from models.transform_layers import horizontal_flip
 from train_classifier.graphs import GraphedStep, fork_join, make_streams
 from utils import Diverged, InputError
@@ -19,24 +19,6 @@ from utils import Diverged, InputError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 EVALUATION_BATCH = 500
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a classifier is trained.
-
-    Attributes:
-        recipe: ``proper``, or ``original``: BatchNorm uses the statistics of epoch 1 ever after, and every epoch
-            repeats the order and the flips of epoch 1.
-        epochs: Passes over the labeled images.
-        batch_size: Images per step, at least 2.
-        lr: Adam's learning rate.
-    """
-
-    recipe: str
-    epochs: int
-    batch_size: int
-    lr: float
 
 
 @dataclass(frozen=True)
@@ -77,28 +59,13 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed))
 
 
-def train(
-    network: nn.Module, data: LabeledImages, test: LabeledImages, *, seed: int, settings: Settings
-) -> list[float]:
-    """train_together for one network: returns its test accuracy after each epoch, in percent.
-
-    Raises:
-        Diverged: The loss is not finite.
-    """
-    [outcome] = train_together([network], data, test, seeds=[seed], settings=settings)
-    if isinstance(outcome, Diverged):
-        raise outcome
-    return outcome
-
-
 def train_together(
     networks: Sequence[nn.Module],
     data: LabeledImages,
     test: LabeledImages,
     *,
     seeds: Sequence[int],
-    settings: Settings,
-    check: Callable[[], None] = never_stop,
+    settings: ClassifierSettings,
 ) -> list[list[float] | Diverged]:
     """Trains one network per seed in place, all in step, and returns their test accuracies.
 
@@ -110,8 +77,8 @@ def train_together(
         data: What to train on, at least 2 images.
         test: What the accuracy is measured on.
         seeds: Seed of the orders and the flips of each network.
-        settings: The recipe and its numbers.
-        check: Called before each step and batch of test images; an exception that it raises ends the training.
+        settings: Recipe, epochs, batch size and learning rate. In the recipe ``original`` BatchNorm uses the statistics
+            of epoch 1 ever after, and every epoch repeats the order and the flips of epoch 1.
 
     Returns:
         Accuracy after each epoch in percent, one list per network; for a network whose loss was not finite what to
@@ -133,18 +100,16 @@ def train_together(
             for network in networks:
                 # The network has no dropout, so eval mode freezes BatchNorm's statistics and nothing else.
                 network.train(not repeats)
-            losses = train_one_epoch(
-                step, orders, flips, batch_size=settings.batch_size, device=data.labels.device, check=check
-            )
+            losses = train_one_epoch(step, orders, flips, batch_size=settings.batch_size, device=data.labels.device)
             failures = _diverged(losses, seeds=seeds, epoch=epoch, lr=settings.lr) | failures
             if len(failures) == len(networks):
                 break
-            accuracies.append(evaluate(count, networks, test, check=check))
-    return [failures.get(place) or [reached[place] for reached in accuracies] for place in range(len(networks))]
+            accuracies.append(evaluate(count, networks, test))
+    return [failures.get(number) or [reached[number] for reached in accuracies] for number in range(len(networks))]
 
 
 def draw_epoch(seeds: Sequence[int], *, epoch: int, count: int) -> tuple[Tensor, Tensor]:
-    """Each seed's order of the images, int64 (S, N), and which of them to flip, by place in it, bool (S, N)."""
+    """Each seed's order of the images, int64 (S, N), and whether to flip the image at each place in it, bool (S, N)."""
     generators = [epoch_generator(seed, epoch) for seed in seeds]
     draws = [(torch.randperm(count, generator=source), torch.rand(count, generator=source)) for source in generators]
     return torch.stack([order for order, _ in draws]), torch.stack([draw < 0.5 for _, draw in draws])
@@ -182,13 +147,7 @@ def _train_on_batch(
 
 
 def train_one_epoch(
-    step: GraphedStep,
-    orders: Tensor,
-    flips: Tensor,
-    *,
-    batch_size: int,
-    device: torch.device,
-    check: Callable[[], None] = never_stop,
+    step: GraphedStep, orders: Tensor, flips: Tensor, *, batch_size: int, device: torch.device
 ) -> Tensor:
     """One pass over the images in the given orders, in the mode (train or eval) in which the networks are.
 
@@ -201,7 +160,6 @@ def train_one_epoch(
         flips: bool, (S, N).
         batch_size: Images per network and step.
         device: Where the step runs.
-        check: Called before each step.
 
     Returns:
         Mean cross-entropy of each step's batch, per network: float64, (steps, S), on the CPU.
@@ -216,21 +174,20 @@ def train_one_epoch(
     orders, flips = orders.to(device), flips.to(device)
     losses = []
     for start in starts:
-        check()
         losses.append(step(orders[:, start : start + batch_size], flips[:, start : start + batch_size]))
     # Read once per epoch: a look at every step would make the GPU wait for the host.
     return torch.stack(losses).double().cpu()
 
 
 def _diverged(losses: Tensor, *, seeds: Sequence[int], epoch: int, lr: float) -> dict[int, Diverged]:
-    """By network what to raise for it, for those whose losses, (steps, S), are not all finite."""
+    """What to raise, by number of the network, for those whose losses, (steps, S), are not all finite."""
     failures: dict[int, Diverged] = {}
-    for step, place in torch.nonzero(~torch.isfinite(losses)).tolist():
+    for step, number in torch.nonzero(~torch.isfinite(losses)).tolist():
         error = Diverged(
-            f"seed {seeds[place]}: the loss became {float(losses[step, place])} in epoch {epoch}, step {step + 1}, "
+            f"seed {seeds[number]}: the loss became {float(losses[step, number])} in epoch {epoch}, step {step + 1}, "
             f"at learning rate {lr:g}; lower --lr"
         )
-        failures.setdefault(place, error)
+        failures.setdefault(number, error)
     return failures
 
 
@@ -251,21 +208,17 @@ def _count_correct(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor
     return (network(inputs).argmax(1) == labels).sum()
 
 
-def evaluate(
-    count: GraphedStep, networks: Sequence[nn.Module], test: LabeledImages, *, check: Callable[[], None] = never_stop
-) -> list[float]:
+def evaluate(count: GraphedStep, networks: Sequence[nn.Module], test: LabeledImages) -> list[float]:
     """Each network's accuracy on the test images in percent; leaves the networks in eval mode.
 
     Args:
         count: make_counting_step of these networks.
         networks: S of them.
         test: What the accuracy is measured on.
-        check: Called before each batch.
     """
     for network in networks:
         network.eval()
     correct = []
-    for batch in zip(test.images.split(EVALUATION_BATCH), test.labels.split(EVALUATION_BATCH), strict=True):
-        check()
-        correct.append(count(*batch))
+    for images, labels in zip(test.images.split(EVALUATION_BATCH), test.labels.split(EVALUATION_BATCH), strict=True):
+        correct.append(count(images, labels))
     return [100 * number / len(test.labels) for number in torch.stack(correct).sum(0).tolist()]

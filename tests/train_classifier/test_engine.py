@@ -7,22 +7,19 @@ import torch
 import torchvision
 from torch import nn
 
-from models.transform_layers import horizontal_flip
+from common.settings import ClassifierSettings
 from train_classifier import engine
 from train_classifier.engine import (
     LabeledImages,
-    Settings,
     draw_epoch,
     epoch_generator,
     evaluate,
     make_counting_step,
     make_training_step,
     normalize,
-    train,
     train_one_epoch,
     train_together,
 )
-from train_classifier.graphs import GraphedStep
 from train_classifier.network import build_network
 from utils import Diverged, InputError
 
@@ -35,8 +32,13 @@ def make_images(count: int, *, size: int = 8, seed: int = 0, device: torch.devic
     return LabeledImages(images.to(device), (torch.arange(count) % 2).to(device))
 
 
-def make_settings(**changes) -> Settings:
-    return Settings(**{"recipe": "proper", "epochs": 1, "batch_size": 4, "lr": 5e-4, **changes})
+def make_settings(**changes) -> ClassifierSettings:
+    return ClassifierSettings(**{"recipe": "proper", "epochs": 1, "batch_size": 4, "lr": 5e-4, **changes})
+
+
+def train(network: nn.Module, data: LabeledImages, test: LabeledImages, *, seed: int = 0, **changes) -> list[float]:
+    """The test accuracies of one network that is trained alone."""
+    return train_together([network], data, test, seeds=[seed], settings=make_settings(**changes))[0]
 
 
 class Recorder(nn.Module):
@@ -56,11 +58,11 @@ class Recorder(nn.Module):
         return self.head(self.norm(images).mean((2, 3)))
 
 
-def record(settings: Settings, *, count: int = 12) -> tuple[Recorder, list[list[torch.Tensor]]]:
+def record(*, count: int = 12, epochs: int = 1, **changes) -> tuple[Recorder, list[list[torch.Tensor]]]:
     """The network after training, and the batches that it saw, epoch by epoch."""
     network = Recorder()
-    train(network, make_images(count), make_images(6, seed=1), seed=0, settings=settings)
-    steps = len(network.batches) // settings.epochs
+    train(network, make_images(count), make_images(6, seed=1), epochs=epochs, **changes)
+    steps = len(network.batches) // epochs
     return network, [network.batches[start : start + steps] for start in range(0, len(network.batches), steps)]
 
 
@@ -89,23 +91,6 @@ def test_normalize_by_hand():
     # (0 - .485) / .229, (1 - .456) / .224, (.2 - .406) / .225
     expected = torch.tensor([-2.117904, 2.428571, -0.915556])
     assert torch.allclose(normalize(images).flatten(), expected, atol=1e-6)
-
-
-def test_mirror_is_exact_and_per_image():
-    images = torch.arange(12, dtype=torch.uint8).view(2, 1, 2, 3)
-    flipped = horizontal_flip(images, torch.tensor([True, False]))
-    assert flipped[0, 0].tolist() == [[2, 1, 0], [5, 4, 3]]
-    assert torch.equal(flipped[1], images[1])
-
-
-def test_an_epoch_sees_each_image_once_and_mirrors_about_half():
-    network, data = Recorder(), make_images(400, size=2)
-    train(network, data, data, seed=3, settings=make_settings(batch_size=50))
-    seen = torch.cat(network.batches)[:, None]
-    same = (seen == normalize(data.images)).flatten(2).all(2)
-    swapped = (seen == normalize(data.images.flip(3))).flatten(2).all(2)
-    assert torch.equal((same | swapped).sum(0), torch.ones(400, dtype=torch.int64))
-    assert 160 <= int(swapped.sum()) <= 240  # four standard deviations around 200
 
 
 def test_evaluate_equals_a_slow_loop(monkeypatch):
@@ -142,23 +127,23 @@ def test_one_epoch_equals_a_slow_loop():
     assert losses.tolist() == slow_losses
 
 
-def train_alone_and_together(settings: Settings, *, count: int, device: torch.device = CPU) -> list[list]:
+def train_alone_and_together(*, count: int, device: torch.device = CPU, **changes) -> list[list]:
     """For each of three seeds: networks and accuracies after training alone, and after training together."""
     data, test = make_images(count, size=16, device=device), make_images(7, seed=1, size=16, device=device)
     seeds = [4, 0, 9]
     networks = [build_network(2, seed=seed).to(device) for seed in seeds]
-    accuracies = train_together(networks, data, test, seeds=seeds, settings=settings)
+    accuracies = train_together(networks, data, test, seeds=seeds, settings=make_settings(**changes))
     runs = []
     for seed, *together in zip(seeds, networks, accuracies, strict=True):
         alone = build_network(2, seed=seed).to(device)
-        runs.append([alone, train(alone, data, test, seed=seed, settings=settings), *together])
+        runs.append([alone, train(alone, data, test, seed=seed, **changes), *together])
     return runs
 
 
 @pytest.mark.parametrize("recipe", ["proper", "original"])
 @pytest.mark.parametrize("count", [8, 11, 9], ids=["even", "tail", "dropped"])
 def test_seeds_together_equal_seeds_alone_to_the_bit(recipe, count):
-    runs = train_alone_and_together(make_settings(recipe=recipe, epochs=2), count=count)
+    runs = train_alone_and_together(recipe=recipe, epochs=2, count=count)
     for alone, alone_accuracies, together, together_accuracies in runs:
         assert equal_states(alone, together)
         assert alone_accuracies == together_accuracies and len(alone_accuracies) == 2
@@ -169,42 +154,11 @@ def test_seeds_together_equal_seeds_alone_to_the_bit(recipe, count):
 @pytest.mark.parametrize("recipe", ["proper", "original"])
 @pytest.mark.parametrize("count", [8, 11, 9], ids=["even", "tail", "dropped"])
 def test_seeds_together_equal_seeds_alone_on_a_gpu(recipe, count):
-    runs = train_alone_and_together(
-        make_settings(recipe=recipe, epochs=2), count=count, device=torch.device("cuda", torch.cuda.current_device())
-    )
+    device = torch.device("cuda", torch.cuda.current_device())
+    runs = train_alone_and_together(recipe=recipe, epochs=2, count=count, device=device)
     for alone, alone_accuracies, together, together_accuracies in runs:
         assert_close_states(alone, together)
         assert alone_accuracies == together_accuracies
-
-
-@pytest.mark.gpu
-def test_graphs_equal_eager_steps_on_a_gpu(monkeypatch, capsys):
-    device, settings = torch.device("cuda", torch.cuda.current_device()), make_settings(recipe="original", epochs=2)
-    data = make_images(11, size=32, device=device)
-    runs = []
-    for enabled in (True, False):
-        monkeypatch.setattr(
-            engine, "GraphedStep", lambda *_, enabled, choice=enabled, **kw: GraphedStep(*_, enabled=choice, **kw)
-        )
-        networks = [build_network(2, seed=seed).to(device) for seed in (0, 1)]
-        runs.append((networks, train_together(networks, data, data, seeds=[0, 1], settings=settings)))
-    for graphed, eager in zip(runs[0][0], runs[1][0], strict=True):
-        assert_close_states(graphed, eager)
-    assert runs[0][1] == runs[1][1]
-    assert "warning" not in capsys.readouterr().out, "the graphs were recorded"
-
-
-@pytest.mark.parametrize("size", [8, 16])
-def test_a_seed_repeats_to_the_bit_and_another_differs(size):
-    data, test = make_images(6, size=size), make_images(9, size=size, seed=1)
-    runs = []
-    for seed in (0, 0, 1):
-        network = build_network(2, seed=seed)
-        torch.rand(1)  # the global state must not matter
-        runs.append((network, train(network, data, test, seed=seed, settings=make_settings(epochs=2))))
-    assert equal_states(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1]
-    assert not torch.equal(runs[0][0].conv1.weight, runs[2][0].conv1.weight)
-    assert len(runs[0][1]) == 2
 
 
 def test_seed_and_epoch_both_enter_the_order():
@@ -214,24 +168,16 @@ def test_seed_and_epoch_both_enter_the_order():
 
 
 def test_a_last_batch_of_one_image_is_left_out():
-    _, (epoch,) = record(make_settings(batch_size=32), count=65)
+    _, (epoch,) = record(batch_size=32, count=65)
     assert [len(batch) for batch in epoch] == [32, 32]
-    _, (epoch,) = record(make_settings(batch_size=32), count=66)
+    _, (epoch,) = record(batch_size=32, count=66)
     assert [len(batch) for batch in epoch] == [32, 32, 2]
-
-
-def test_one_image_cannot_be_trained_on():
     with pytest.raises(InputError, match="got 1 images in batches of 32"):
-        record(make_settings(batch_size=32), count=1)
-
-
-def test_batches_of_two_at_1x1_maps():
-    data = make_images(5, size=16)
-    assert len(train(build_network(2, seed=0), data, data, seed=0, settings=make_settings(batch_size=2))) == 1
+        record(batch_size=32, count=1)
 
 
 def test_recipe_proper_draws_each_epoch_anew():
-    network, epochs = record(make_settings(epochs=3))
+    network, epochs = record(epochs=3)
     assert all(network.modes)
     assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
     assert not torch.equal(torch.cat(epochs[1]), torch.cat(epochs[2]))
@@ -239,8 +185,8 @@ def test_recipe_proper_draws_each_epoch_anew():
 
 
 def test_recipe_original_repeats_epoch_1_with_frozen_statistics():
-    once, _ = record(make_settings(recipe="original", epochs=1))
-    network, epochs = record(make_settings(recipe="original", epochs=3))
+    once, _ = record(recipe="original", epochs=1)
+    network, epochs = record(recipe="original", epochs=3)
     assert torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
     assert torch.equal(torch.cat(epochs[0]), torch.cat(epochs[2]))
     assert network.modes == [True] * 3 + [False] * 6
@@ -249,29 +195,13 @@ def test_recipe_original_repeats_epoch_1_with_frozen_statistics():
     assert not torch.equal(network.norm.weight, once.norm.weight), "the weights still train"
 
 
-def test_recipes_agree_on_epoch_1():
-    runs = []
-    for recipe in ("proper", "original"):
-        network, data = build_network(2, seed=0), make_images(6)
-        runs.append((network, train(network, data, data, seed=0, settings=make_settings(recipe=recipe))))
-    assert equal_states(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1]
-
-
-def test_a_loss_that_is_not_finite_stops_with_seed_epoch_step_and_rate():
-    data = make_images(12)
-    with pytest.raises(
-        Diverged, match=r"seed 3: the loss became (nan|inf) in epoch 1, step 2, at learning rate 1e\+30"
-    ):
-        train(build_network(2, seed=0), data, data, seed=3, settings=make_settings(lr=1e30))
-
-
 def test_a_seed_that_diverges_is_named_and_stops_no_other():
-    data, settings = make_images(12), make_settings(epochs=2)
-    alone = [train(build_network(2, seed=0), data, data, seed=seed, settings=settings) for seed in (7, 9)]
+    data = make_images(12)
+    alone = [train(build_network(2, seed=0), data, data, seed=seed, epochs=2) for seed in (7, 9)]
     networks = [build_network(2, seed=0) for _ in range(3)]
     with torch.no_grad():
         networks[1].fc.bias[0] = float("nan")
-    outcomes = train_together(networks, data, data, seeds=[7, 8, 9], settings=settings)
+    outcomes = train_together(networks, data, data, seeds=[7, 8, 9], settings=make_settings(epochs=2))
     assert [outcomes[0], outcomes[2]] == alone
     assert isinstance(outcomes[1], Diverged)
     assert str(outcomes[1]) == ("seed 8: the loss became nan in epoch 1, step 1, at learning rate 0.0005; lower --lr")
@@ -286,18 +216,3 @@ def test_training_ends_when_every_seed_has_diverged():
     outcomes = train_together(networks, data, data, seeds=[7, 8], settings=make_settings(epochs=5))
     assert [str(outcome)[:6] for outcome in outcomes] == ["seed 7", "seed 8"]
     assert len(epochs) == 3  # one epoch of three steps, and no evaluation
-
-
-def test_a_stop_is_asked_for_before_each_step_and_test_batch(monkeypatch):
-    monkeypatch.setattr(engine, "EVALUATION_BATCH", 5)
-    asked, data = [], make_images(12)
-    train_together(
-        [build_network(2, seed=0)], data, data, seeds=[0], settings=make_settings(), check=lambda: asked.append(1)
-    )
-    assert len(asked) == 3 + 3
-
-    def stop():
-        raise KeyError("stop")
-
-    with pytest.raises(KeyError, match="stop"):
-        train_together([build_network(2, seed=0)], data, data, seeds=[0], settings=make_settings(), check=stop)

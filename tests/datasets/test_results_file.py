@@ -1,0 +1,88 @@
+"""results.csv: rows to the bit, damage by name, which rows a table shows, and the mean over seeds by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from datasets.results_file import Accuracy, Row, append_row, find_row, latest_rows, mean_text, plain_table, read_rows
+from utils import InputError
+
+ROW = Row("npz", 0.5, "ccal", "proper", 1, 4, 5e-4, 3, 900, 0, 90.0, 95.0, "a", "b", 1.0)
+
+
+def rows_of(*changes: dict) -> list[Row]:
+    return [dataclasses.replace(ROW, **change) for change in changes]
+
+
+def test_rows_survive_writing_to_the_bit(tmp_path: Path) -> None:
+    path, rows = tmp_path / "results.csv", rows_of({"accuracy": 100 / 3, "mismatch": None}, {"seed": 1, "lr": 1e-30})
+    assert read_rows(path) == []
+    for row in rows:
+        append_row(path, row)
+    assert read_rows(path) == rows
+    assert find_row(rows, {"seed": 1, "labeled": 900}) == rows[1]
+    assert find_row(rows, {"seed": 1, "labeled": 901}) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"b,1.0\n", b"b,1.0"),  # cut short
+        (b"accuracy", b"score"),
+        (b"900", b"many"),
+        (b"900,", b"900,7,"),
+        (b"90.0", b"inf"),
+        (b"90.0", b"100.5"),
+        (b"npz", b"\xff\xfe"),
+        (b"npz", b'"npz'),
+        (None, b""),
+    ],
+)
+def test_a_damaged_file_is_named_and_left_alone(tmp_path: Path, old: bytes | None, new: bytes) -> None:
+    path = tmp_path / "results.csv"
+    append_row(path, ROW)
+    damaged = new if old is None else path.read_bytes().replace(old, new, 1)
+    path.write_bytes(damaged)
+    for use in (read_rows, lambda path: append_row(path, ROW)):
+        with pytest.raises(InputError, match=r"results\.csv is damaged"):
+            use(path)
+    assert path.read_bytes() == damaged
+
+
+def test_of_several_settings_the_last_count_and_of_a_seed_its_last_row() -> None:
+    rows = rows_of(
+        {"epochs": 5, "accuracy": 1.0},
+        {"accuracy": 2.0},
+        {"seed": 1},
+        {"strategy": "random", "accuracy": 3.0},
+        {"index_digest": "later"},
+        {"accuracy": 4.0},
+    )
+    assert latest_rows(rows, "ccal") == {"a": [rows[5], rows[2]], "later": [rows[4]]}
+    assert latest_rows(rows, "semantic") == {}
+
+
+def test_rows_of_labels_that_were_corrected_since_do_not_count() -> None:
+    """The labeled list "a" got other labels after its first two seeds; that of "b" was not touched."""
+    columns = [("a", "before", 0), ("a", "before", 1), ("b", "same", 0), ("a", "after", 0), ("b", "same", 1)]
+    rows = rows_of(*({"index_digest": index, "data_digest": data, "seed": seed} for index, data, seed in columns))
+    assert latest_rows(rows, "ccal") == {"a": [rows[3]], "b": [rows[2], rows[4]]}
+
+
+def test_mean_and_deviation_by_hand() -> None:
+    three = rows_of({"accuracy": 90.0}, {"accuracy": 92.0}, {"accuracy": 97.0, "best_epoch_accuracy": 98.0})
+    # deviation: the root of (9 + 1 + 16) / (3 - 1)
+    assert Accuracy.of(three) == Accuracy(seeds=3, mean=93.0, deviation=pytest.approx(13**0.5), best_mean=96.0)
+    assert Accuracy.of(three[:1]) == Accuracy(seeds=1, mean=90.0, deviation=None, best_mean=95.0)
+    assert [mean_text(93.0, 13**0.5), mean_text(93.0, None), mean_text(None, None)] == [
+        "93.00 ± 3.61 %",
+        "93.00 %",
+        "-",
+    ]
+
+
+def test_a_plain_table_is_right_aligned() -> None:
+    assert plain_table([["a", "long"], ["100", "1"]]) == "  a  long\n100     1"

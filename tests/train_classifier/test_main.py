@@ -1,0 +1,245 @@
+"""The classifier's command: what it trains, keeps, writes and refuses."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.provenance import int64_digest
+from common.session import run_command
+from common.settings import ClassifierSettings, DataSettings
+from datasets import Split, load_data_and_split
+from datasets.index_files import IndexFile, default_index_dir, index_path, write_index_file
+from datasets.results_file import COLUMNS
+from train_classifier import engine
+from train_classifier import main as command
+from train_classifier.main import ROOT, folders, main
+from utils import Diverged
+
+
+@dataclass
+class Run:
+    """A data set of 36 train and 12 test images, its split, and index files of cycles 0 and 1 (6 and 9 images)."""
+
+    data: Path
+    split: Split
+    index_dir: Path
+    out: Path
+
+    def words(self, *more: str) -> list[str]:
+        words = f"--dataset npz --data_path {self.data} --target_classes 2 0 --initial_budget 6 --mismatch 0.25"
+        words += f" --index_dir {self.index_dir} --out_path {self.out} --cycles 1 --runs 2 --epochs 1 --batch_size 4"
+        return [*words.split(), "--device", "cpu", *more]
+
+    def write(self, cycle: int, labeled: list[int]) -> None:
+        content = IndexFile("npz", 0.25, self.split.digest, [2, 0], "ccal", cycle, labeled, [], [])
+        write_index_file(self.index_dir, content)
+
+    def rows(self) -> list[dict[str, str]]:
+        """The rows of results.csv, without the seconds."""
+        with open(self.out / "results.csv", newline="") as file:
+            return [{name: row[name] for name in COLUMNS if name != "seconds"} for row in csv.DictReader(file)]
+
+    def columns(self, *names: str) -> list[tuple[str, ...]]:
+        return [tuple(row[name] for name in names) for row in self.rows()]
+
+
+def write_data(path: Path, *, seed: int) -> None:
+    draw, arrays = np.random.default_rng(seed), {}
+    for part, count in (("train", 36), ("test", 12)):
+        arrays[f"{part}_images"] = draw.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+        arrays[f"{part}_labels"] = np.arange(count) % 3
+    np.savez(path, **arrays)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    path = tmp_path / "tiny.npz"
+    write_data(path, seed=0)
+    settings = DataSettings(dataset="npz", data_path=str(path), mismatch=0.25, target_classes=(2, 0), initial_budget=6)
+    _, split = load_data_and_split(settings)
+    run = Run(path, split, tmp_path / "indices", tmp_path / "out")
+    labeled = split.labeled.tolist()
+    run.write(0, labeled)
+    run.write(1, labeled + [index for index in split.unlabeled.tolist() if index % 3 != 1][:3])
+    return run
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Takes the training out: seed s reaches 60 + s, then 50 + s. The seeds that were trained together, in order."""
+    seen = []
+
+    def train(networks, data, test, *, seeds, settings):
+        seen.append(list(seeds))
+        return [[60.0 + seed, 50.0 + seed] for seed in seeds]
+
+    monkeypatch.setattr(command, "train_together", train)
+    return seen
+
+
+def refused(run: Run, capfd, *more: str) -> str:
+    """The one line with which the command stops, with status 2."""
+    assert run_command(main, run.words(*more)) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    return line
+
+
+def test_all_cycles_and_seeds_in_order(run: Run, capfd) -> None:
+    main(run.words())
+    assert ["".join(row) for row in run.columns("cycle", "seed", "labeled")] == ["006", "016", "109", "119"]
+    assert run.rows()[0]["index_digest"] == int64_digest(run.split.labeled)
+    assert (run.out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    *_, wrote, then = capfd.readouterr().out.splitlines()
+    results = run.out / "results.csv"
+    assert wrote == f"wrote {results} and {run.out / 'accuracy.png'}"
+    assert then == f"next: python -m evals.summary --index_dir {run.index_dir} --results {results}"
+
+
+def test_only_missing_rows_are_trained_to_the_same_bit_in_step_or_not(run: Run, capfd) -> None:
+    main(run.words())
+    results, rows = run.out / "results.csv", run.rows()
+    lines = results.read_text().splitlines(keepends=True)
+    results.write_text("".join(lines[:2] + lines[3:]))
+    capfd.readouterr()
+    main(run.words())
+    assert run.rows() == [rows[0], rows[2], rows[3], rows[1]]
+    assert capfd.readouterr().out.count("kept from results.csv") == 3
+    results.unlink()
+    main(run.words("--seeds_together", "5"))
+    assert run.rows() == rows
+    printed = capfd.readouterr().out
+    assert "2 at a time" in printed and printed.count("(of 2 together)") == 4
+
+
+def test_missing_seeds_are_trained_in_groups(run: Run, groups: list[list[int]]) -> None:
+    main(run.words("--number", "0", "--runs", "1", "--seed", "2"))
+    main(run.words("--number", "0", "--runs", "5", "--seeds_together", "3"))
+    assert groups == [[2], [0, 1, 3], [4]]
+    assert run.columns("seed", "accuracy", "best_epoch_accuracy")[0] == ("2", "52.0", "62.0")
+
+
+def test_other_settings_indices_or_images_make_rows_of_their_own(run: Run, groups: list[list[int]]) -> None:
+    words = run.words("--number", "0", "--runs", "1")
+    main(words)
+    main([*words, "--recipe", "original"])
+    run.write(0, run.split.labeled.tolist()[::-1])
+    main(words)
+    write_data(run.data, seed=1)
+    main(words)
+    main(words)
+    assert [recipe for (recipe,) in run.columns("recipe")] == ["proper", "original", "proper", "proper"]
+    first, _, reversed_order, other_images = run.columns("index_digest", "data_digest")
+    assert first[0] != reversed_order[0] == other_images[0] and reversed_order[1] != other_images[1]
+
+
+def test_with_number_only_its_file_is_needed_and_the_table_grows(run: Run, capfd, groups: list[list[int]]) -> None:
+    main(run.words("--number", "0"))
+    hidden = run.index_dir / "hidden.json"
+    index_path(run.index_dir, 0).rename(hidden)
+    main(run.words("--number", "1", "--runs", "1"))
+    hidden.rename(index_path(run.index_dir, 0))
+    capfd.readouterr()
+    main(run.words("--number", "1"))
+    table = [line.split() for line in capfd.readouterr().out.splitlines()][-4:-2]
+    assert table == [[cycle, count, "2", "50.50", "±", "0.71", "%", "60.50", "%"] for cycle, count in ("06", "19")]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_under_a_launcher_the_first_process_trains_alone(run: Run, groups: list[list[int]], monkeypatch, rank) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    main(run.words())  # would wait for the other process if it joined it
+    assert groups == ([[0], [1]] * 2 if rank == "0" else [])
+
+
+def test_what_cannot_be_used_is_refused_before_the_training(run: Run, capfd, groups: list[list[int]]) -> None:
+    main(run.words("--number", "0"))
+    index_path(run.index_dir, 1).rename(run.index_dir / "hidden.json")
+    assert f"{index_path(run.index_dir, 1)} does not exist; run active_main.py first" in refused(run, capfd)
+    (run.index_dir / "hidden.json").rename(index_path(run.index_dir, 1))
+    damaged = (run.out / "results.csv").read_bytes()[:-3]
+    (run.out / "results.csv").write_bytes(damaged)
+    assert "results.csv is damaged" in refused(run, capfd)
+    assert len(groups) == 2 and (run.out / "results.csv").read_bytes() == damaged
+
+
+def test_a_single_class_is_refused(run: Run, capfd) -> None:
+    words = run.words()
+    words.remove("0")
+    assert run_command(main, words) == 2
+    assert "--target_classes 2: a classifier needs at least two classes" in capfd.readouterr().err
+
+
+def test_cuda_without_a_gpu(run: Run, capfd, monkeypatch) -> None:
+    assert "contradict" in refused(run, capfd, "--cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "leave --cuda out" in refused(run, capfd, "--device", "auto", "--cuda")
+
+
+def test_folders_do_not_depend_on_where_the_command_starts(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    home = ROOT / "train_classifier"
+
+    def found(**settings: str) -> tuple[Path, Path]:
+        return folders(ClassifierSettings(strategy="random", **settings), dataset="cifar10", mismatch=0.8)
+
+    index = default_index_dir(ROOT, "cifar10", 0.8, "random")
+    assert found() == (index, home / "results" / "get_index_80" / "cifar10" / "random")
+    assert found(index_dir="mine/") == (Path("mine"), home / "results" / "mine")
+    assert found(index_dir="mine", out_path="there") == (Path("mine"), Path("there"))
+
+
+def test_the_originals_way_of_launching(run: Run) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [sys.executable, "main.py", *run.words("--number", "0", "--runs", "1", "--split", "5", "--epoch", "1")]
+    subprocess.run(words, cwd=ROOT / "train_classifier", env=environment, capture_output=True, check=True)
+    assert run.columns("cycle", "seed") == [("0", "0")]
+
+
+def send_at_step(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, step: int) -> None:
+    """Sends this process a signal before a training step, counted over the whole command."""
+    seen, train = [], engine._train_on_batch
+
+    def train_on_batch(*arguments):
+        seen.append(1)
+        if len(seen) == step:
+            signal.raise_signal(number)
+        return train(*arguments)
+
+    monkeypatch.setattr(engine, "_train_on_batch", train_on_batch)
+
+
+@pytest.mark.parametrize("together", ["1", "2"])
+def test_a_signal_loses_the_classifiers_in_training_alone(run: Run, monkeypatch, capfd, together: str) -> None:
+    words = run.words("--seeds_together", together)
+    main(words)
+    rows = run.rows()
+    (run.out / "results.csv").unlink()
+    with monkeypatch.context() as patch:
+        send_at_step(patch, signal.SIGTERM, 6)  # 6 and 9 images in batches of 4: 2 + 2 steps of cycle 0, then cycle 1
+        assert run_command(main, words) == 143
+    results = run.out / "results.csv"
+    expected = f"stopped by SIGTERM: classifiers that were finished are in {results}; the same command continues"
+    assert expected in capfd.readouterr().err
+    assert run.rows() == rows[:2]
+    main(words)
+    assert run.rows() == rows
+
+
+def test_seeds_beside_one_that_diverges_are_kept(run: Run, monkeypatch, capfd) -> None:
+    def train(networks, data, test, *, seeds, settings):
+        return [Diverged(f"seed {seed}: the loss became nan") if seed == 1 else [60.0] for seed in seeds]
+
+    monkeypatch.setattr(command, "train_together", train)
+    assert "seed 1: the loss became nan" in refused(run, capfd, "--runs", "3", "--seeds_together", "3")
+    assert run.columns("cycle", "seed") == [("0", "0"), ("0", "2")]
