@@ -1,21 +1,17 @@
-"""Query strategies and the selection that they share.
-
-A strategy is a function from ``QueryInputs`` to utilities (U, C): how much each unqueried image is worth for each
-target class, -inf where it is no candidate. To add one, write the function and enter it in STRATEGIES with the
-encoders that it needs (and in common.arguments.STRATEGIES, which declares the flag's choices).
-"""
+"""What a query strategy may look at, and the selection that all strategies share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from datasets.split import Split
 from evals.features import FeatureBank
 from evals.scores import PoolScores
+from utils import InputError
 
 
 @dataclass(frozen=True)
@@ -41,53 +37,6 @@ class QueryInputs:
     rng: np.random.Generator
 
 
-def of_pseudo_class(values: Tensor, inputs: QueryInputs) -> Tensor:
-    """Puts values (U,) or (U, C) where the class is the image's pseudo class; elsewhere it is no candidate, (U, C)."""
-    if values.ndim == 1:
-        values = values[:, None].expand(-1, inputs.num_classes)
-    classes = torch.arange(inputs.num_classes, device=values.device)
-    return values.masked_fill(inputs.scores.pseudo_class[:, None] != classes, -torch.inf)
-
-
-def ccal(inputs: QueryInputs) -> Tensor:
-    """The joint score S(u) + D_i(u) (CCAL, joint query score)."""
-    return of_pseudo_class(inputs.scores.semantic[:, None] + inputs.scores.distinctive, inputs)
-
-
-def semantic(inputs: QueryInputs) -> Tensor:
-    """S(u) alone. Where tanh saturates, the similarity behind it still ranks: it is what is returned."""
-    return of_pseudo_class(inputs.scores.similarity, inputs)
-
-
-def distinctive(inputs: QueryInputs) -> Tensor:
-    """D_i(u) alone, for the same candidates as the joint score: only the score's other term is left out."""
-    return of_pseudo_class(inputs.scores.distinctive, inputs)
-
-
-def uniform_random(inputs: QueryInputs) -> Tensor:
-    """A random order of the pool, dealt out to the classes in turn: the same budget without any score."""
-    order = inputs.rng.permutation(len(inputs.pool))
-    utilities = torch.full((len(inputs.pool), inputs.num_classes), -torch.inf)
-    utilities[order, np.arange(len(order)) % inputs.num_classes] = -torch.arange(len(order), dtype=torch.float32)
-    return utilities
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """A query strategy and the encoders whose features it needs (``semantic``, ``distinctive``)."""
-
-    utilities: Callable[[QueryInputs], Tensor]
-    needs: tuple[str, ...]
-
-
-STRATEGIES = {
-    "ccal": Strategy(ccal, ("semantic", "distinctive")),
-    "semantic": Strategy(semantic, ("semantic",)),
-    "distinctive": Strategy(distinctive, ("semantic", "distinctive")),
-    "random": Strategy(uniform_random, ()),
-}
-
-
 @dataclass(frozen=True)
 class QueryResult:
     """One cycle's query, in the order of selection: class by class, best first.
@@ -109,32 +58,32 @@ class QueryResult:
     shortfall: dict[int, int]
 
 
-def select(utilities: Tensor, inputs: QueryInputs, *, target: int) -> QueryResult:
-    """Takes the ``target`` best candidates of each class; ties go to the lower index, and no image is taken twice.
+def select(utilities: Tensor, inputs: QueryInputs, *, queries_per_class: int) -> QueryResult:
+    """Takes the best candidates of each class; ties go to the lower index, and no image is taken twice.
 
     A class with fewer candidates yields what it has.
 
     Args:
         utilities: (U, C), -inf where an image is no candidate.
         inputs: What the strategy saw.
-        target: Images per class.
+        queries_per_class: How many to take of each class.
     """
     values = utilities.detach().cpu().numpy()
     assert values.shape == (len(inputs.pool), inputs.num_classes)
-    taken = np.zeros(len(inputs.pool), dtype=bool)
+    count, taken = queries_per_class, np.zeros(len(inputs.pool), dtype=bool)
     rows, classes, shortfall = [], [], {}
     for number in range(inputs.num_classes):
         candidates = np.flatnonzero((values[:, number] > -np.inf) & ~taken)
-        if len(candidates) > target:  # of millions, only those that reach the last place need sorting
-            last = np.partition(values[candidates, number], -target)[-target]
+        if len(candidates) > count:  # of millions, only those that reach the last place need sorting
+            last = np.partition(values[candidates, number], -count)[-count]
             candidates = candidates[values[candidates, number] >= last]
         order = np.lexsort((inputs.pool[candidates], -values[candidates, number]))
-        best = candidates[order[:target]]
+        best = candidates[order[:count]]
         taken[best] = True
         rows.append(best)
         classes.append(np.full(len(best), number))
-        if len(best) < target:
-            shortfall[number] = target - len(best)
+        if len(best) < count:
+            shortfall[number] = count - len(best)
     row, number = np.concatenate(rows), np.concatenate(classes)
     return QueryResult(
         indices=inputs.pool[row],
@@ -150,3 +99,29 @@ def _picked(values: Tensor | None, *where: np.ndarray) -> np.ndarray:
     if values is None:
         return np.full(len(where[0]), np.nan, dtype=np.float32)
     return values.cpu().numpy()[where]
+
+
+def check_budget(split: Split, labels: np.ndarray, queries_per_class: int, needs: Sequence[str]) -> None:
+    """Refuses a query that the pool or the labeled set cannot serve.
+
+    Args:
+        split: Before the query.
+        labels: Of all train images, (N,), as far as they are known.
+        queries_per_class: Images per target class and cycle.
+        needs: The encoders that the strategy needs.
+
+    Raises:
+        InputError: More images are asked for per cycle than the pool has, or a class has too few labeled images.
+    """
+    classes, pool = len(split.target_classes), len(split.unlabeled)
+    if queries_per_class * classes > pool:
+        raise InputError(
+            f"--queries_per_class {queries_per_class} asks for {queries_per_class * classes} images a cycle ({classes} "
+            f"classes) and the pool has {pool}; the largest possible here is {pool // classes}"
+        )
+    counts = np.bincount(split.class_numbers(labels[split.labeled]), minlength=classes)
+    if "distinctive" in needs and counts.min() < 2:
+        raise InputError(
+            f"target class {split.target_classes[int(counts.argmin())]} has {counts.min()} labeled image and the "
+            "distinctive score needs two: raise --initial_budget, take another --split_seed, or --strategy semantic"
+        )
