@@ -1,17 +1,15 @@
-"""Features kept on disk from run to run: extracted again only if something that they depend on is another.
+"""Features kept on disk from query to query, and extracted again where something that they depend on has changed.
 
 A folder holds, per encoder, <name>.npy (features, (N, K, D), memory-mapped when read) and <name>.json (what they were
-made from). The json is written last: features without it are of an extraction that did not end, and are replaced.
+made from). The json is written last: without it, features are those of an extraction that did not end. A cache is not a
+result: features of something else, and damaged ones, are replaced.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import os
-import tempfile
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,180 +18,159 @@ import torch
 from torch import Tensor, nn
 
 from common import distributed
-from common.files import SMALL_JSON, current_umask, naming_file, read_json, write_json
-from common.interruption import never_stop
-from common.provenance import int64_digest
-from evals.features import (
-    Extraction,
-    FeatureBank,
-    MappedFeatures,
-    extract_features,
-    feature_blocks,
-    require_finite,
-)
-from utils import InputError
+from common.console import log
+from common.files import SMALL_JSON, atomic_write, read_json, remove_leftovers, write_json
+from common.provenance import file_digest, image_digest, int64_digest
+from evals.features import Extraction, FeatureBank, MappedFeatures, extract_features, feature_blocks, require_finite
 
-Parts = Iterable[tuple[slice, Tensor]]  # rows, and their features
-FORMAT_VERSION = 1
-DTYPES = {"float32": np.float32, "float16": np.float16}
-HASH_BLOCK = 4096  # images per update of their digest
+FORMAT_VERSION = 2
+ROWS = 65536  # per read of a check
 
 
-def describe(*, checkpoint: str, images: str, indices: np.ndarray, how: Extraction, dtype: str) -> dict[str, Any]:
-    """All that features depend on, as plain values: digests of checkpoint, pixels and indices, and the settings.
-
-    The size of the batches is left out: it changes nothing but rounding.
+def sources_of(checkpoints: dict[str, Path], train_images: np.ndarray, indices: np.ndarray) -> dict[str, Any]:
+    """What features are made of, as index files record it: files and SHA-256 of the encoders, SHA-256 of the pixels.
 
     Args:
-        checkpoint: SHA-256 of the encoder's file.
-        images: Of the images' pixels, see image_digest.
-        indices: Images to encode, ascending, (N,).
-        how: The settings.
-        dtype: ``float32`` or ``float16``, in which the features are kept.
+        checkpoints: The encoders' files, by name.
+        train_images: uint8, (M, H, W, 3).
+        indices: Of all pool and labeled images, (N,).
     """
-    settings = dataclasses.asdict(how)
+    names = {"checkpoints": {name: str(path) for name, path in checkpoints.items()}}
+    if not checkpoints:
+        return names
+    digests = {name: file_digest(path) for name, path in checkpoints.items()}
+    return names | {"checkpoint_digests": digests, "images_digest": image_digest(train_images, indices)}
+
+
+def feature_banks(
+    encoders: dict[str, nn.Module],
+    train_images: np.ndarray,
+    indices: np.ndarray,
+    extractions: dict[str, Extraction],
+    *,
+    sources: dict[str, Any],
+    folder: Path | None,
+    device: torch.device,
+) -> dict[str, FeatureBank]:
+    """Every encoder's features, once for all cycles; those that the folder holds are not extracted again.
+
+    Args:
+        encoders: The bare encoders, by name, on ``device``.
+        train_images: uint8, (M, H, W, 3).
+        indices: Images to encode, ascending, (N,).
+        extractions: Settings by encoder.
+        sources: See sources_of.
+        folder: Of kept features, made if it is not there; None to keep them in memory alone.
+        device: Of the encoders.
+
+    Raises:
+        InputError: A feature is not finite.
+    """
+    banks: dict[str, FeatureBank] = {}
+    images: Tensor | None = None
+    for name, encoder in encoders.items():
+        title, start = f"{name} features", time.perf_counter()
+        record = describe(encoder, sources, name, indices, extractions[name])
+        bank = read_features(folder, name, record, indices) if folder else None
+        if all(distributed.gather_objects(bank is not None)):  # machines may have folders of their own
+            log(f"{title} of {len(indices)} images: kept from {folder}")
+        else:
+            if images is None:
+                images = torch.from_numpy(train_images).to(device).permute(0, 3, 1, 2)
+            path = folder / f"{name}.npy" if folder else None
+            bank = _extract(path, record, encoder, images, indices, extractions[name], title=title)
+            seconds = time.perf_counter() - start
+            log(f"{title} of {len(indices)} images: {seconds:.1f} s ({sources['checkpoints'][name]})")
+        banks[name] = bank
+    return banks
+
+
+def describe(
+    encoder: nn.Module, sources: dict[str, Any], name: str, indices: np.ndarray, extraction: Extraction
+) -> dict[str, Any]:
+    """All that features depend on, as plain values.
+
+    The size of the batches is left out: it changes nothing but rounding.
+    """
+    settings = dataclasses.asdict(extraction)
     settings.pop("batch_size")
-    settings["precision"] = how.precision.name
-    settings["shift_numbers"] = list(how.shift_numbers)
+    settings |= {"precision": extraction.precision.name, "shift_numbers": list(extraction.shift_numbers)}
     return {
         "format_version": FORMAT_VERSION,
-        "checkpoint": checkpoint,
-        "images": images,
+        "checkpoint": sources["checkpoint_digests"][name],
+        "network": type(encoder).__name__,  # with --no_strict one checkpoint fits several
+        "width": encoder.simclr_layer[-1].out_features,
+        "images": sources["images_digest"],
         "indices": int64_digest(indices),
-        "dtype": dtype,
         **settings,
     }
 
 
-def find(folder: Path, name: str, wanted: dict[str, Any], indices: np.ndarray, *, width: int) -> FeatureBank | None:
-    """The features of an earlier run, or None if there are none.
+def read_features(folder: Path, name: str, record: dict[str, Any], indices: np.ndarray) -> FeatureBank | None:
+    """The features that an earlier query kept; None, with a log line, if they are of something else or damaged.
 
     Args:
         folder: Of the cache.
         name: Of the encoder.
-        wanted: What ``describe`` said.
+        record: What ``describe`` gives now.
         indices: Images to encode, ascending, (N,).
-        width: Dimensions of the projection.
-
-    Raises:
-        InputError: They were made from something else, which the message names, or are damaged, or a folder stands in
-            their place.
     """
-    record_path, path = folder / f"{name}.json", folder / f"{name}.npy"
-    for place in (record_path, path):
-        if place.is_dir():
-            raise InputError(
-                f"{place} is a directory where features belong; remove it, or give another --feature_cache"
-            )
-    if not record_path.is_file():
+    path = folder / f"{name}.npy"
+    if not path.with_suffix(".json").is_file():
         return None
-    record = read_json(record_path, limit=SMALL_JSON)
-    if not isinstance(record, dict):
-        raise InputError(f"{record_path} is no record of features; remove it, or give another --feature_cache")
-    differs = sorted(key for key in {*record, *wanted} if record.get(key) != wanted.get(key))
-    if differs:
-        raise InputError(
-            f"the {name} features in {folder} were made with another {', '.join(differs)}: give the flags and files of "
-            "that run, remove them, or give another --feature_cache"
-        )
-    features = MappedFeatures(path)
-    expected = len(indices), len(wanted["shift_numbers"]), width, getattr(torch, wanted["dtype"])
-    if (*features.shape, features.dtype) != expected:
-        raise InputError(
-            f"{path} holds {features.dtype} {tuple(features.shape)}, not what {record_path} says: remove both"
-        )
+    try:
+        kept = read_json(path.with_suffix(".json"), limit=SMALL_JSON)
+        differing = [key for key in record if kept.get(key) != record[key]]
+        if differing:
+            raise ValueError(f"made with another {', '.join(differing)}")
+        features = MappedFeatures(path)
+        shape = len(indices), len(record["shift_numbers"]), record["width"]
+        if (*features.shape, str(features.dtype)) != (*shape, f"torch.{record['dtype']}"):
+            raise ValueError(f"it holds {features.dtype} {tuple(features.shape)}")
+        if not all(features[start : start + ROWS].isfinite().all() for start in range(0, len(indices), ROWS)):
+            raise ValueError("a value in it is not finite")
+    except Exception as problem:  # a damaged header raises nearly anything
+        log(f"the {name} features in {folder} are replaced: {' '.join(str(problem).split()) or type(problem).__name__}")
+        return None
     return FeatureBank(indices, features)
 
 
-def make(
-    folder: Path,
-    name: str,
+def _extract(
+    path: Path | None,
     record: dict[str, Any],
     encoder: nn.Module,
     images: Tensor,
     indices: np.ndarray,
-    how: Extraction,
+    extraction: Extraction,
     *,
-    check: Callable[[], None] = never_stop,
+    title: str,
 ) -> FeatureBank:
-    """Extracts features into the folder and returns them memory-mapped.
+    """Extracts features, and keeps them in the file ``path`` if one is given.
 
-    One process writes each batch as it comes, so memory does not grow with the number of images; several gather the
-    features first, and the first of them writes.
-
-    Args:
-        folder: Made if it is not there.
-        name: Of the encoder.
-        record: What ``describe`` said.
-        encoder: The bare encoder.
-        images: All train images, uint8 (M, 3, H, W), on the encoder's device.
-        indices: Images to encode, ascending, (N,).
-        how: The settings.
-        check: See features.feature_blocks.
-
-    Raises:
-        InputError: A feature is not finite, or beyond the range of float16.
+    With a file, one process writes each batch as it comes, so memory does not grow with the number of images; several
+    gather the features first, and the first of them writes.
     """
-    title, path = f"{name} features", folder / f"{name}.npy"
-    if distributed.world_size() > 1:
-        bank = extract_features(encoder, images, indices, how, name=title, check=check)
-        kept = narrowed(bank.features, record["dtype"])
-        if distributed.is_main():
-            _write(path, record, [(slice(0, len(kept)), kept)], shape=tuple(kept.shape))
-        return FeatureBank(bank.indices, kept)
-    width = encoder.simclr_layer[-1].out_features
-    shape = (len(indices), len(how.shift_numbers), width)
-    parts = _checked(feature_blocks(encoder, images, indices, how, name=title, check=check), indices, title)
-    _write(path, record, parts, shape=shape)
+    if path is None or distributed.world_size() > 1:
+        bank = extract_features(encoder, images, indices, extraction, name=title)
+        if path and distributed.is_main():
+            _write(path, record, [bank.features], indices, title)
+        return bank
+    _write(path, record, feature_blocks(encoder, images, indices, extraction, name=title), indices, title)
     return FeatureBank(indices, MappedFeatures(path))
 
 
-def _checked(parts: Parts, indices: np.ndarray, title: str) -> Parts:
-    for rows, features in parts:
-        require_finite(features, indices[rows], title)
-        yield rows, features
-
-
-def narrowed(features: Tensor, dtype: str) -> Tensor:
-    """Features in ``float32`` (as they are) or ``float16``.
-
-    Raises:
-        InputError: A value is beyond float16.
-    """
-    features = features.to(getattr(torch, dtype))
-    if not features.isfinite().all():
-        raise InputError("a feature is beyond the range of float16: keep --feature_dtype float32")
-    return features
-
-
-def _write(path: Path, record: dict[str, Any], parts: Parts, *, shape: tuple[int, ...]) -> None:
-    """Writes the parts, (rows, features), beside ``path``, renames the file, and writes the record last."""
+def _write(path: Path, record: dict[str, Any], blocks: Iterable[Tensor], indices: np.ndarray, title: str) -> None:
+    """Writes blocks of features, (B, K, D), beside ``path``, renames the file, and writes the record last."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with naming_file(path), os.fdopen(handle, "r+b") as file:
-            with contextlib.suppress(OSError):  # some file systems know no locks
-                fcntl.flock(file, fcntl.LOCK_EX)  # says that this file's process lives; see _remove_leftovers
-            out = np.lib.format.open_memmap(temporary, mode="w+", dtype=DTYPES[record["dtype"]], shape=shape)
-            if hasattr(os, "posix_fallocate"):  # a full disk would end a write through the mapping with a signal
-                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
-            for rows, features in parts:
-                out[rows] = narrowed(features, record["dtype"]).cpu().numpy()
-            out.flush()
-            del out
-            os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~current_umask())
-            os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    remove_leftovers(path.parent, f"{path.stem}.*")
+    shape = len(indices), len(record["shift_numbers"]), record["width"]
+    descr = np.lib.format.dtype_to_descr(np.dtype(record["dtype"]))
+    with atomic_write(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+        start = 0
+        for block in blocks:
+            require_finite(block, indices[start : start + len(block)], title)
+            file.write(block.cpu().numpy())
+            start += len(block)
+        path.with_suffix(".json").unlink(missing_ok=True)  # of the features that are replaced
     write_json(path.with_suffix(".json"), record)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Removes what extractions into ``path`` that were killed have left: it may be as large as the features."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        with contextlib.suppress(OSError), open(leftover, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from common import distributed
 from common.acceleration import FP32, Precision
 from common.console import progress
-from common.interruption import never_stop
 from models.counter_random import make_keys
 from models.transform_layers import Augmentation, shift_images
 from utils import InputError
 
 QUERY = 3  # the purpose part of a draw's key; training uses others
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 class MappedFeatures:
-    """Features in an npy file, of which only what is asked for comes into memory.
+    """Features in an npy file, of which only the rows that are asked for come into memory.
 
     Every read maps the file anew: pages of a mapping that stays would count as the process's memory.
 
@@ -34,7 +34,7 @@ class MappedFeatures:
         path: The file, float32 or float16, (N, K, D).
 
     Raises:
-        InputError: It is missing, damaged, or holds something else. Values are checked as they are read.
+        ValueError: It holds something else; a damaged file raises nearly anything.
     """
 
     device = torch.device("cpu")
@@ -42,34 +42,17 @@ class MappedFeatures:
     def __init__(self, path: Path) -> None:
         self._path = path
         array = self._map()
-        dtypes = {np.dtype(np.float32): torch.float32, np.dtype(np.float16): torch.float16}
-        if array.ndim != 3 or array.dtype not in dtypes:
-            raise InputError(f"{path} holds {array.dtype} {array.shape}, not features (N, K, D): remove it")
+        if array.ndim != 3 or array.dtype.name not in DTYPES:
+            raise ValueError(f"it holds {array.dtype} {array.shape}, not features (N, K, D)")
         self.shape = torch.Size(array.shape)
-        self.dtype = dtypes[array.dtype]
+        self.dtype = DTYPES[array.dtype.name]
 
     def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
-        """Rows by slice or by number, copied into memory.
-
-        Raises:
-            InputError: A value is not finite, or the file is no longer there.
-        """
-        features = torch.from_numpy(np.array(self._map()[rows]))
-        if not features.isfinite().all():
-            raise InputError(
-                f"{self._path} holds a value that is not finite; remove it and its .json to extract the features again"
-            )
-        return features
+        """Rows by slice or by number, copied into memory."""
+        return torch.from_numpy(np.array(self._map()[rows]))
 
     def _map(self) -> np.ndarray:
-        try:
-            return np.lib.format.open_memmap(self._path, mode="r")  # np.load would open an archive as well
-        except FileNotFoundError:
-            raise InputError(f"{self._path} does not exist") from None
-        except Exception as error:  # a damaged header raises nearly anything
-            raise InputError(
-                f"{self._path} is damaged ({error}); remove it and its .json to extract the features again"
-            ) from None
+        return np.lib.format.open_memmap(self._path, mode="r")  # np.load would open an archive as well
 
 
 Features = Tensor | MappedFeatures
@@ -110,6 +93,13 @@ class FeatureBank:
         return self.features[rows].float()
 
 
+def default_batch(device: torch.device, image_size: tuple[int, int]) -> int:
+    """Images per forward batch: the original's 100, and on GPUs, which small batches leave idle, up to 1000."""
+    if device.type != "cuda":
+        return 100
+    return max(100, 1000 * 32 * 32 // (image_size[0] * image_size[1]))
+
+
 @dataclass(frozen=True)
 class Extraction:
     """How features are made of images.
@@ -122,6 +112,7 @@ class Extraction:
         seed: Of the draws.
         batch_size: Images per forward batch (V and K do not count).
         precision: Of the encoder's passes.
+        dtype: ``float16`` or ``float32``, to which the averages are rounded.
     """
 
     augmentation: Augmentation
@@ -131,16 +122,11 @@ class Extraction:
     seed: int
     batch_size: int
     precision: Precision = FP32
+    dtype: str = "float32"
 
 
 def extract_features(
-    encoder: nn.Module,
-    images: Tensor,
-    indices: np.ndarray,
-    how: Extraction,
-    *,
-    name: str = "features",
-    check: Callable[[], None] = never_stop,
+    encoder: nn.Module, images: Tensor, indices: np.ndarray, extraction: Extraction, *, name: str = "features"
 ) -> FeatureBank:
     """Averages the projection of each image over augmented views, per shift (CCAL, Sec. 3; METHOD 3).
 
@@ -149,19 +135,18 @@ def extract_features(
 
     Args:
         encoder: The bare encoder; it is put into eval mode.
-        images: All train images, uint8 (M, 3, H, W), on the encoder's device.
+        images: All train images, uint8 (M, 3, H, W), on the encoder's device; a view of another layout will do.
         indices: Images to encode, (N,), in any order.
-        how: The settings.
-        name: What the progress bar says.
-        check: See feature_blocks.
+        extraction: The settings.
+        name: For the progress bar and errors.
 
     Raises:
         InputError: A feature is not finite.
     """
     ordered = np.sort(np.asarray(indices, dtype=np.int64))
-    width = encoder.simclr_layer[-1].out_features
-    parts = [torch.empty(0, len(how.shift_numbers), width, device=images.device)]
-    parts += [part for _, part in feature_blocks(encoder, images, ordered, how, name=name, check=check)]
+    shape = (0, len(extraction.shift_numbers), encoder.simclr_layer[-1].out_features)
+    parts = [torch.empty(shape, device=images.device, dtype=DTYPES[extraction.dtype])]
+    parts += feature_blocks(encoder, images, ordered, extraction, name=name)
     features = distributed.gather_rows(torch.cat(parts))
     require_finite(features, ordered, name)  # of all processes' images at each process, so that all stop
     return FeatureBank(ordered, features)
@@ -175,61 +160,48 @@ def require_finite(features: Tensor, indices: np.ndarray, name: str) -> None:
     """
     bad = (~features.isfinite()).flatten(1).any(1).nonzero()
     if len(bad):
-        image = indices[int(bad[0])]
-        raise InputError(f"{name}: the feature of image {image} is not finite; the checkpoint is unusable")
+        message = f"{name}: the feature of image {indices[int(bad[0])]} is not finite"
+        if features.dtype == torch.float16:
+            raise InputError(f"{message} in float16: give --feature_dtype float32, or, where that fails, a checkpoint")
+        raise InputError(f"{message}; the checkpoint is unusable")
 
 
 @torch.no_grad()
 def feature_blocks(
-    encoder: nn.Module,
-    images: Tensor,
-    indices: np.ndarray,
-    how: Extraction,
-    *,
-    name: str,
-    check: Callable[[], None] = never_stop,
-) -> Iterator[tuple[slice, Tensor]]:
+    encoder: nn.Module, images: Tensor, indices: np.ndarray, extraction: Extraction, *, name: str
+) -> Iterator[Tensor]:
     """This process's share of the features, batch by batch; see extract_features.
 
     Args:
         encoder: The bare encoder; it is put into eval mode.
         images: All train images, uint8 (M, 3, H, W), on the encoder's device.
         indices: Images to encode, (N,), in the order of the rows.
-        how: The settings.
-        name: What the progress bar says.
-        check: Called before each view of a batch, equally often at every process, so that it may ask the others; an
-            exception that it raises ends the extraction.
+        extraction: The settings.
+        name: For the progress bar.
 
     Yields:
-        Rows, and their features, float32 (B, K, D), which the caller checks.
+        Features of the images that follow, (B, K, D), which the caller checks.
     """
-    distributed.enter(f"the extraction of the {name}")
     encoder.eval()
-    chosen = torch.from_numpy(indices).to(images.device)
-    starts = range(0, len(chosen), how.batch_size)
+    batches = torch.from_numpy(indices).to(images.device).split(extraction.batch_size)
     # Whole batches go to a process, so that each is computed as it would be by one process.
-    share = -(-len(starts) // distributed.world_size())
-    own = starts[distributed.rank() * share : (distributed.rank() + 1) * share]
-    for start in progress(own, description=name, unit="batch"):
-        rows = slice(start, min(start + how.batch_size, len(chosen)))
-        yield rows, _mean_projection(encoder, images, chosen[rows], how, check)
-    for _ in range((share - len(own)) * how.views):
-        check()
+    share = -(-len(batches) // distributed.world_size())
+    own = batches[distributed.rank() * share : (distributed.rank() + 1) * share]
+    for batch in progress(own, description=name, unit="batch"):
+        yield _mean_projection(encoder, images, batch, extraction).to(DTYPES[extraction.dtype])
 
 
-def _mean_projection(
-    encoder: nn.Module, images: Tensor, batch: Tensor, how: Extraction, check: Callable[[], None]
-) -> Tensor:
-    """Mean projection of a batch, (B, K, D)."""
-    pixels = images[batch].float() / 255
+def _mean_projection(encoder: nn.Module, images: Tensor, batch: Tensor, extraction: Extraction) -> Tensor:
+    """Mean projection of a batch, float32 (B, K, D)."""
+    numbers, augmentation = extraction.shift_numbers, extraction.augmentation
+    pixels = images[batch].contiguous().float() / 255
     total: Tensor | float = 0.0
-    for view in range(how.views):
-        check()
-        keys = [make_keys(how.seed, QUERY, batch, view, number) for number in how.shift_numbers]
+    for view in range(extraction.views):
+        keys = [make_keys(extraction.seed, QUERY, batch, view, number) for number in numbers]
         shifted = [
-            shift_images(how.augmentation.flip(pixels, key), how.shift, number)
-            for key, number in zip(keys, how.shift_numbers, strict=True)
+            shift_images(augmentation.flip(pixels, key), extraction.shift, number)
+            for key, number in zip(keys, numbers, strict=True)
         ]
-        copies = how.augmentation.after_shift(torch.cat(shifted), torch.cat(keys))
-        total = total + how.precision.encode(encoder, copies).projection
-    return (total / how.views).view(len(how.shift_numbers), len(batch), -1).transpose(0, 1).contiguous()
+        copies = augmentation.after_shift(torch.cat(shifted), torch.cat(keys))
+        total = total + extraction.precision.encode(encoder, copies).projection
+    return (total / extraction.views).view(len(numbers), len(batch), -1).transpose(0, 1).contiguous()
