@@ -2,287 +2,235 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from common import settings
+from common.flags import Parser, as_flags
+
+
+def build_parser() -> Parser:
+    """The command's flags."""
+    groups = {"query": settings.QuerySettings, "annotation": settings.AnnotationSettings}
+    groups |= {"data": settings.DataSettings, "encoder": settings.EncoderSettings}
+    return Parser(__doc__, **groups, crop=settings.CropSettings, process=settings.ProcessSettings)
+
+
+if __name__ == "__main__":
+    build_parser().parse()  # answers --help and a mistyped flag before torch is imported, which takes seconds
 
 import numpy as np
+import torch
+from torch import nn
 
-from common import arguments, checkpoint, distributed, next_steps
-from common.acceleration import Precision
-from common.cli import run_cli
-from common.console import finish, log, set_quiet
-from common.determinism import deterministic
+from common import checkpoint, distributed
+from common.console import finish, log
 from common.files import require_writable
-from common.interruption import Interruption
-from common.lock import folder_lock
+from common.session import Session, folder_lock, run_command, session
 from datasets import load_data_and_split
-from datasets.index_files import default_index_dir, index_path
+from datasets.base import Dataset
+from datasets.index_files import default_index_dir, index_path, write_index_file
 from datasets.split import Split
-from evals.annotation.loop import resume_annotation, write_next_query
-from evals.banks import Sources, default_batch, feature_banks, load_encoder, with_shift
-from evals.cycle_report import cycle_line, print_scores, save_scores
-from evals.cycles import Cycle, query_cycles, query_once
-from evals.features import Extraction, FeatureBank
-from evals.index_folder import IndexFolder, check_folder
-from evals.query import STRATEGIES
+from evals.annotation.loop import Progress, resume_annotation, write_next_query
+from evals.annotation.queries import AnnotationQuery
+from evals.cycle_report import cycle_line, keep_cycle, keep_features, print_scores
+from evals.cycles import QueryLoop, simulate
+from evals.feature_cache import feature_banks, sources_of
+from evals.features import Extraction, default_batch
+from evals.index_folder import begin, check_folder, index_file
+from evals.query import check_budget
+from evals.strategies import STRATEGIES
+from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from utils import InputError
 
 ROOT = Path(__file__).resolve().parent
-# What index files record of the flags: a query is continued with the same alone.
-RECORDED = ("k", "t", "target", "ood_samples", "resize_factor", "resize_fix", "seed", "feature_dtype")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
-    parser = arguments.Parser(__doc__)
-    arguments.add_query_args(parser)
-    arguments.add_annotation_args(parser)
-    arguments.add_data_args(parser)
-    arguments.add_encoder_args(parser)
-    arguments.add_augmentation_args(parser)
-    arguments.add_process_args(parser)
-    arguments.add_launcher_args(parser)
-    arguments.add_resume_args(parser)
-    arguments.add_limit_args(parser)
-    arguments.add_precision_args(parser)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    set_quiet(args.quiet)
-    check_annotation_flags(args.annotate, labels=args.labels, partial=args.partial, resume=args.resume == "auto")
-    strategy = STRATEGIES[args.strategy]
-    paths = checkpoint_paths(
-        strategy.needs, args.load_path, semantic=args.load_semantic_path, distinctive=args.load_feature_path
-    )
-    shifts = shifts_of(strategy.needs, args.shift_trans_type)
-    model = arguments.backbone(args.model, args.image_size)
-    cache = Path(args.feature_cache) if args.feature_cache else None
+    given = build_parser().parse(argv)
+    query, annotate, strategy = given.query, given.annotation.annotate, STRATEGIES[given.query.strategy]
+    check_flags(given)
+    checkpoints = checkpoint_paths(query, strategy.needs)
     with (
-        Interruption(max_minutes=args.max_minutes) as interruption,
-        distributed.session(args.device, timeout_minutes=args.timeout_minutes) as device,
-        deterministic(args.deterministic, device),
+        session(given.process, precision=given.encoder.precision, on_stop="raise") as run,
         contextlib.ExitStack() as locks,
     ):
-        precision = Precision.resolve(args.precision, device)
-        precision.apply_to_products()
-        data, split = load_data_and_split(args.dataset, args.data_path, **arguments.split_settings(args))
-        folder = Path(args.index_dir or default_index_dir(ROOT, data.name, split.mismatch, args.strategy))
-        labels, state = data.train_labels, None
-        if args.annotate:
-            lock_index_dir(folder, locks)
-            file = Path(args.labels) if args.labels else None
-            again = functools.partial(next_steps.after_labeling, sys.argv[1:] if argv is None else argv)
-            state = resume_annotation(folder, data, split, file=file, partial=args.partial, overwrite=args.overwrite)
-            if state.waiting:
-                log(f"next: {again(state.waiting.labels_file)}")
-            if state.waiting or not len(state.split.unlabeled):
+        run.stop.kept = "no cycle was written; the same command starts the query again"
+        data, split = load_data_and_split(given.data)
+        folder = Path(query.index_dir or default_index_dir(ROOT, data.name, split.mismatch, query.strategy))
+        require_writable(folder, "--index_dir")
+        locks.enter_context(folder_lock(folder))
+        indices, labels, first = np.sort(split.contrast()), data.train_labels, True
+        if annotate:
+            progress = take_labels(folder, data, split, given)
+            if progress.waiting or not len(progress.split.unlabeled):
                 return
-            split, labels = state.split, state.labels
+            split, labels, first = progress.split, progress.labels, progress.cycle == 0
         elif not data.has_oracle:
-            raise InputError(f"nobody has labeled the images in {args.data_path}/unlabeled: give --annotate")
-        if "distinctive" in strategy.needs:
-            check_shift(args.shift_trans_type, data.image_size)
-        # Later cycles take what is left, as those of a simulation do.
-        asked = 0 if state and state.cycle else args.target
-        check_budget(split, labels, target=asked, needs=strategy.needs)
-        if not args.annotate:
-            lock_index_dir(folder, locks)
-            check_folder(folder, overwrite=args.overwrite, resume=args.resume == "auto")
-
-        views = Extraction(
-            augmentation=Augmentation(args.resize_factor, args.resize_fix),
-            views=args.ood_samples,
-            shift="none",
-            shift_numbers=(0,),
-            seed=args.seed,
-            batch_size=args.test_batch_size or default_batch(device, data.image_size),
-            precision=precision,
-        )
-        how = {name: with_shift(views, shifts[name]) for name in strategy.needs}
-        for name in strategy.needs:
-            expected = {"mode": name, "dataset": args.dataset, "model": model, "shift_trans_type": shifts[name]}
-            checkpoint.check_run(
-                paths[name], split_digest=split.digest, expected=expected, may_have_changed=args.annotate
-            )
-        everything = np.sort(np.concatenate([split.unlabeled, split.labeled, split.set_aside]))
-        sources = Sources.of(paths, data.train_images, everything)
-        settings = {name: getattr(args, name) for name in RECORDED} | {"precision": precision.name}
-        if strategy.needs:
-            settings |= {"model": model, "simclr_dim": args.simclr_dim, "shift_trans_type": args.shift_trans_type}
-        settings |= sources.record()
-        distributed.require_same(sources.record(), "checkpoints or images are not the same at every process")
-        files = IndexFolder(folder, data=data, split=split, strategy=args.strategy, settings=settings)
-        left = files.resume() if args.resume == "auto" else split
-        distributed.require_same(files.summary(), f"the index files in {folder} are not the same at every process")
-        if not args.annotate and (len(files.queried) >= args.split or not len(left.unlabeled)):
-            log(f"{files.summary()}: nothing is left to query (a larger --split adds cycles while the pool lasts)")
-            return
-
-        encoders = {
-            name: load_encoder(
-                paths[name],
-                model,
-                num_classes=data.num_classes,
-                shifts=SHIFT_COUNTS[shifts[name]],
-                simclr_dim=args.simclr_dim,
-                strict=not args.no_strict,
-                device=device,
-            )
-            for name in strategy.needs
-        }
-        if cache and encoders and cache.resolve() != folder.resolve():
+            raise InputError(f"nobody has labeled the images in {given.data.data_path}/unlabeled: give --annotate")
+        else:
+            check_folder(folder, overwrite=query.overwrite)
+        # Later cycles take what is left, whether people or an oracle label.
+        check_budget(split, labels, query.queries_per_class if first else 0, strategy.needs)
+        encoder_settings = given.encoder.resolved(image_size=given.data.image_size, precision=run.precision.name)
+        extractions = {name: extraction_of(name, given, data, run) for name in strategy.needs}
+        sources = sources_of(checkpoints, data.train_images, indices)
+        distributed.require_same(sources, "checkpoints or images are not the same at every process")
+        encoders = load_encoders(checkpoints, extractions, encoder_settings, data, split, given, run.device)
+        cache = None
+        if encoders and not query.no_feature_cache:
+            cache = Path(query.feature_cache or folder / "features")
             require_writable(cache, "--feature_cache")
-            locks.enter_context(folder_lock(cache))  # another query must not replace the features while they are read
+            locks.enter_context(folder_lock(cache))  # no other query may replace the features while they are read
         banks = feature_banks(
-            encoders,
-            data.train_images,
-            everything,
-            how,
-            sources=sources,
-            cache=cache,
-            dtype=args.feature_dtype,
-            device=device,
-            check=functools.partial(
-                serve_stop, interruption, files, lost="what was being extracted is lost", annotate=args.annotate
-            ),
+            encoders, data.train_images, indices, extractions, sources=sources, folder=cache, device=run.device
         )
-        scoring = {"target": args.target, "k": args.k, "t": args.t, "seed": args.seed, "device": device}
-        showing = {"printed": args.print_score, "saved": folder / "scores" if args.save_score else None}
-        if state:
-            cycle = query_once(split, labels, banks, strategy, number=state.cycle + 1, **scoring)
-            show_scores(cycle, **showing)
-            root = Path(args.data_path).expanduser()
-            query = write_next_query(folder, root, state, data, cycle, strategy=args.strategy, settings=settings)
-            finish([query.page, query.table], then=again(query.labels_file))
-            return
-        cycles = query_cycles(split, labels, banks, strategy, cycles=args.split, done=tuple(files.queried), **scoring)
-        for cycle in cycles:
-            log(cycle_line(cycle, data))
-            files.begin()
-            show_scores(cycle, **showing)
-            files.add(cycle)  # last: a cycle with an index file is done
-            left = cycle.split
-            if cycle.number < args.split and len(left.unlabeled):
-                interruption.margin = max(interruption.margin, cycle.seconds)
-                serve_stop(interruption, files, lost=features_lost(banks, cache))
-        if not len(left.unlabeled):
-            log("the pool is empty: every image is labeled or set aside")
-        data_flags = arguments.changed_flags(parser, args, next_steps.DATA_GROUPS)
-        then = next_steps.after_query(folder, data=data_flags, cycles=len(files.queried))
-        finish([index_path(folder, 0), index_path(folder, len(files.queried))], then=then)
+        loop = QueryLoop(banks, split, labels, strategy, k=query.k, t=query.t, seed=run.seed, device=run.device)
+        used = [encoder_settings] if encoders else []
+        record = settings.identity(query, given.crop, given.process, *used) | sources
+        if annotate:
+            query_people(folder, loop, progress, data, given, record)
+        else:
+            query_oracle(folder, loop, data, given, record, run)
 
 
-def lock_index_dir(folder: Path, locks: contextlib.ExitStack) -> None:
-    """Keeps other runs out of the index folder for as long as ``locks`` is held.
-
-    Raises:
-        InputError: It cannot be written, or another run has it.
-    """
-    require_writable(folder, "--index_dir")
-    locks.enter_context(folder_lock(folder))
-
-
-def show_scores(cycle: Cycle, *, printed: bool, saved: Path | None) -> None:
-    """What --print_score and --save_score ask for."""
-    if printed:
-        print_scores(cycle)
-    if saved and distributed.is_main():
-        save_scores(saved, cycle)
-
-
-def serve_stop(interruption: Interruption, files: IndexFolder, *, lost: str, annotate: bool = False) -> None:
-    """Stops here if a signal or the time limit asks for it.
-
-    Raises:
-        Interrupted: It does; the message says what is on disk and what is lost.
-    """
-    if interruption.agreed():
-        kept = f"labels are in {files.path} as far as they were given" if annotate else files.summary()
-        how = "the same command" if annotate else "--resume auto"
-        raise interruption.stop(f"{kept}; {lost}; {how} continues")
-
-
-def features_lost(banks: dict[str, FeatureBank], cache: Path | None) -> str:
-    """What a stop between two cycles loses."""
-    if banks and cache is None:
-        return "the features will be extracted again (--feature_cache would keep them)"
-    return "nothing is lost"
-
-
-def check_annotation_flags(annotate: bool, *, labels: str | None, partial: bool, resume: bool) -> None:
-    """Refuses a flag that would do nothing.
-
-    Raises:
-        InputError: --labels without --annotate, --partial without --labels, or --resume auto with --annotate.
-    """
-    if annotate and resume:
-        raise InputError("--annotate goes on where the labels are by itself: leave --resume auto out")
-    if labels and not annotate:
+def check_flags(given: SimpleNamespace) -> None:
+    """Raises InputError for flags that do not go together, or that would do nothing."""
+    labels = given.annotation.labels
+    if labels and not given.annotation.annotate:
         raise InputError(f"--labels {labels} goes with --annotate; give both")
-    if partial and not labels:
+    if given.annotation.partial and not labels:
         raise InputError("--partial says how to take --labels CSV; give both")
+    if "distinctive" in STRATEGIES[given.query.strategy].needs and given.encoder.shift_trans_type == "none":
+        raise InputError(
+            "the distinctive encoder needs --shift_trans_type rotation or cutperm (as in its training), not none"
+        )
 
 
-def checkpoint_paths(
-    needs: Sequence[str], load_path: str, *, semantic: str | None, distinctive: str | None
-) -> dict[str, Path]:
-    """Where each needed encoder's checkpoint is; every missing one is an error before anything is computed.
-
-    Raises:
-        InputError: A file is not there.
-    """
-    given = {"semantic": semantic, "distinctive": distinctive}
-    flags = {"semantic": "--load_semantic_path", "distinctive": "--load_feature_path"}
-    paths = {name: Path(given[name] or Path(load_path) / name / checkpoint.MODEL_FILE) for name in needs}
-    for name, path in paths.items():
-        if not path.is_file():
+def checkpoint_paths(query: settings.QuerySettings, needs: Sequence[str]) -> dict[str, Path]:
+    """Where each needed encoder's checkpoint is; raises InputError for a missing one before anything is computed."""
+    paths = {}
+    for name in needs:
+        flag = f"load_{name}_path"
+        paths[name] = Path(getattr(query, flag) or Path(query.load_path) / name / checkpoint.MODEL_FILE)
+        if not paths[name].is_file():
             raise InputError(
-                f"the {name} checkpoint {path} does not exist; train it with contrast_main.py --mode {name}, or name "
-                f"it with {flags[name]}"
+                f"the {name} checkpoint {paths[name]} does not exist; train it with contrast_main.py --mode {name}, or "
+                f"name it with --{flag}"
             )
     return paths
 
 
-def shifts_of(needs: Sequence[str], shift_trans_type: str) -> dict[str, str]:
-    """The kind of shifts of each encoder: none for the semantic one.
+def take_labels(folder: Path, data: Dataset, split: Split, given: SimpleNamespace) -> Progress:
+    """Takes people's labels, if they are given, and says what to do if a query still waits for them."""
+    annotation = given.annotation
+    file = Path(annotation.labels) if annotation.labels else None
+    flags = {"partial": annotation.partial, "overwrite": given.query.overwrite}
+    progress = resume_annotation(folder, data, split, file=file, **flags)
+    if progress.waiting:
+        log(f"next: {labeling_command(progress.waiting, given)}")
+    return progress
+
+
+def extraction_of(name: str, given: SimpleNamespace, data: Dataset, run: Session) -> Extraction:
+    """How an encoder's features are made: all copies of the distinctive one's shifts, shift 0 of the semantic one."""
+    shift = given.encoder.shift_trans_type if name == "distinctive" else "none"
+    check_shift(shift, data.image_size)
+    return Extraction(
+        augmentation=Augmentation(given.crop.resize_factor, given.crop.resize_fix),
+        views=given.query.views,
+        shift=shift,
+        shift_numbers=tuple(range(SHIFT_COUNTS[shift])),
+        seed=run.seed,
+        batch_size=given.query.test_batch_size or default_batch(run.device, data.image_size),
+        precision=run.precision,
+        dtype=given.query.feature_dtype,
+    )
+
+
+def load_encoders(
+    paths: dict[str, Path],
+    extractions: dict[str, Extraction],
+    chosen: settings.EncoderSettings,
+    data: Dataset,
+    split: Split,
+    given: SimpleNamespace,
+    device: torch.device,
+) -> dict[str, nn.Module]:
+    """The encoders with their checkpoints' weights, once it is sure that they were trained on these data.
 
     Raises:
-        InputError: The distinctive encoder is needed and no shifts are given.
+        InputError: A checkpoint is of another split or other settings, or damaged.
     """
-    if "distinctive" in needs and shift_trans_type == "none":
-        raise InputError(
-            "the distinctive encoder needs --shift_trans_type rotation or cutperm (as in its training), not none"
-        )
-    return {"semantic": "none", "distinctive": shift_trans_type}
+    encoders = {}
+    for name, path in paths.items():
+        expected = {"mode": name, "dataset": data.name, "model": chosen.model}
+        expected["shift_trans_type"] = extractions[name].shift
+        changed = given.annotation.annotate  # people may have added images to the folder since the training
+        checkpoint.check_run(path, split_digest=split.digest, expected=expected, may_have_changed=changed)
+        shifts = len(extractions[name].shift_numbers)
+        encoder = build_encoder(chosen.model, num_classes=data.num_classes, shifts=shifts, simclr_dim=chosen.simclr_dim)
+        checkpoint.load_weights(path, encoder, strict=not given.query.no_strict)
+        encoders[name] = encoder.to(device, memory_format=torch.channels_last)
+    return encoders
 
 
-def check_budget(split: Split, labels: np.ndarray, *, target: int, needs: Sequence[str]) -> None:
-    """Refuses a query that the pool or the labeled set cannot serve.
+def query_oracle(
+    folder: Path, loop: QueryLoop, data: Dataset, given: SimpleNamespace, record: dict[str, Any], run: Session
+) -> None:
+    """Runs the cycles with the data set's labels as the oracle, and writes what each of them found."""
+    query = given.query
+    content = functools.partial(index_file, data, strategy=query.strategy, settings=record)
+    if distributed.is_main():
+        begin(folder, content(loop.split))
+        keep_features(folder, loop.banks, data.train_labels, data)
+    for cycle in simulate(loop, cycles=query.cycles, queries_per_class=query.queries_per_class):
+        log(cycle_line(cycle, data))
+        if query.print_score:
+            print_scores(cycle)
+        if distributed.is_main():
+            keep_cycle(folder, cycle, data, every_score=query.save_score)
+            write_index_file(folder, content(cycle.split, cycle=cycle))  # last: a cycle with an index file is done
+        run.stop.kept = f"cycles 0 to {cycle.number} are in {folder}; the same command with --overwrite starts again"
+    if not len(cycle.split.unlabeled):
+        log("the pool is empty: every image is labeled or set aside")
+    words = [*as_flags(given.data), "--cycles", str(cycle.number), "--index_dir", str(folder)]
+    finish([index_path(folder, 0), index_path(folder, cycle.number)], then=command("train_classifier/main.py", words))
 
-    Raises:
-        InputError: More images are asked for per cycle than the pool has, or a class has too few labeled images.
-    """
-    asked = target * len(split.target_classes)
-    if asked > len(split.unlabeled):
-        raise InputError(
-            f"--target {target} asks for {asked} images a cycle ({len(split.target_classes)} classes) and the pool has "
-            f"{len(split.unlabeled)}; the largest --target here is {len(split.unlabeled) // len(split.target_classes)}"
-        )
-    counts = np.bincount(split.class_numbers(labels[split.labeled]), minlength=len(split.target_classes))
-    if "distinctive" in needs and counts.min() < 2:
-        raise InputError(
-            f"target class {split.target_classes[int(counts.argmin())]} has {counts.min()} labeled image and the "
-            "distinctive score needs two: raise --initial_budget, take another --split_seed, or --strategy semantic"
-        )
+
+def query_people(
+    folder: Path, loop: QueryLoop, progress: Progress, data: Dataset, given: SimpleNamespace, record: dict[str, Any]
+) -> None:
+    """Makes one query and writes it out for people to label."""
+    query, images = given.query, Path(given.data.data_path).expanduser()
+    cycle = loop.query(progress.cycle + 1, query.queries_per_class)
+    if query.print_score:
+        print_scores(cycle)
+    if distributed.is_main():
+        keep_features(folder, loop.banks, progress.labels, data)
+        keep_cycle(folder, cycle, data, every_score=query.save_score)
+    waiting = write_next_query(folder, images, progress, data, cycle, strategy=query.strategy, settings=record)
+    finish([waiting.page, waiting.table], then=labeling_command(waiting, given))
+
+
+def labeling_command(waiting: AnnotationQuery, given: SimpleNamespace) -> str:
+    """This command again, with the labels of the query that waits for them."""
+    words = as_flags(*vars(given).values(), but=("labels", "partial", "overwrite"))
+    return command("active_main.py", [*words, "--labels", waiting.labels_file])
+
+
+def command(script: str, words: Sequence[str]) -> str:
+    """A script's command as the shell takes it in this folder."""
+    return shlex.join(["python", os.path.relpath(ROOT / script), *words])
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    sys.exit(run_command(main))

@@ -1,4 +1,4 @@
-"""What a cycle of the query says of itself: its line, its scores' figures, and the files of --save_score."""
+"""What a cycle leaves beside its index file: the printed line, figures of its scores, and what the report shows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 from common import plots
 from common.console import log
 from common.files import atomic_write
-from datasets.base import Dataset
+from datasets.base import UNKNOWN, Dataset
 from datasets.mixed import counted
+from evals import kept
 from evals.cycles import Cycle, best_utility
+from evals.features import FeatureBank
 from evals.metrics import describe
 
 
@@ -35,7 +37,7 @@ def cycle_line(cycle: Cycle, data: Dataset) -> str:
     )
     for number, missing in cycle.result.shortfall.items():
         name = class_names[cycle.split.target_classes[number]]
-        line += f"\n  class {name}: {missing} fewer than --target, no more candidates"
+        line += f"\n  class {name}: {missing} fewer than --queries_per_class, no more candidates"
     if data.sources:
         line += f"\n  queried: {counted(data, cycle.result.indices)}"
     return line
@@ -56,24 +58,49 @@ def print_scores(cycle: Cycle) -> None:
         log(f"  {name:20} " + "  ".join(f"{key} {value:.4g}" for key, value in describe(values.ravel()).items()))
 
 
-def save_scores(folder: Path, cycle: Cycle) -> None:
-    """Writes a cycle's scores (npz) and the histogram of the query score (png)."""
+def keep_cycle(folder: Path, cycle: Cycle, data: Dataset, *, every_score: bool) -> None:
+    """Writes what the report shows of a cycle; with ``every_score`` also all scores of all images, and a histogram."""
+    queried, answered = cycle.result.indices, cycle.is_target is not None
+    if every_score:
+        _save_every_score(folder / "scores", cycle)
+    kept.save_cycle(
+        folder,
+        cycle.number,
+        pool=cycle.inputs.pool,
+        utilities=cycle.utilities,
+        result=cycle.result,
+        scores=cycle.inputs.scores,
+        is_target=cycle.is_target,
+        images=data.train_images,
+        paths=None if answered else [data.paths[image] for image in queried],
+        names=[data.class_names[label] for label in data.train_labels[queried]] if answered else None,
+    )
+
+
+def keep_features(folder: Path, banks: dict[str, FeatureBank], labels: np.ndarray, data: Dataset) -> None:
+    """Writes a sample of the features for the report; ``labels`` (N,) as far as they are known."""
+    known = np.maximum(labels, UNKNOWN)  # an image that people set aside is of no class
+    kept.save_sample(folder, banks, known, class_names=data.class_names, paths=data.paths)
+
+
+def _save_every_score(folder: Path, cycle: Cycle) -> None:
+    """Writes all_scores_N.npz, and cycle_N.png, the histogram of the query score."""
     arrays = {name.replace(" ", "_"): values for name, values in named_scores(cycle).items()}
     if cycle.inputs.scores.pseudo_class is not None:
         arrays["pseudo_class"] = cycle.inputs.scores.pseudo_class.cpu().numpy()
     pool = cycle.inputs.pool
-    with atomic_write(folder / f"cycle_{cycle.number}.npz") as file:
-        known = {} if cycle.is_target is None else {"is_target": cycle.is_target}
-        np.savez(file, indices=pool, queried=cycle.result.indices, **known, **arrays)
     if cycle.is_target is None:
         groups = {"pool": np.ones(len(pool), dtype=bool)}
     else:
+        arrays["is_target"] = cycle.is_target
         groups = {"target": cycle.is_target, "other": ~cycle.is_target}
     groups["queried"] = np.isin(pool, cycle.result.indices)
-    score = arrays["query_score"]
+    path = folder / f"all_scores_{cycle.number}.npz"
+    with atomic_write(path) as file:
+        np.savez(file, indices=pool, queried=cycle.result.indices, **arrays)
     plots.plot_histogram(
         folder / f"cycle_{cycle.number}.png",
-        {name: score[mask] for name, mask in groups.items()},
+        {name: arrays["query_score"][mask] for name, mask in groups.items()},
         label=f"query score, cycle {cycle.number}",
     )
-    log(f"  wrote {folder / f'cycle_{cycle.number}.npz'} and .png")
+    log(f"  wrote {path} and cycle_{cycle.number}.png")
