@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-import evals.scores
-from evals.query import QueryInputs, ccal, select
+from evals.query import QueryInputs, select
 from evals.scores import (
     Neighbours,
     PoolScores,
     Scorer,
     add_labeled,
-    blocks,
     distinctive_distance,
     min_max,
     semantic_score,
 )
+from evals.strategies.ccal import ccal
 from utils import InputError
 
 
@@ -118,21 +117,6 @@ def test_labeled_images_in_groups_score_as_all_at_once(cuts):
     assert_scores(scores, slow_scores(pool, labeled, CLASSES, num_classes=3, k=3, t=0.5))
 
 
-@pytest.mark.parametrize("block", [1, 7, 22, 23])
-def test_the_block_size_changes_nothing(monkeypatch, block):
-    pool, labeled = random_features(7, 23), random_features(8, len(CLASSES))
-    monkeypatch.setattr(evals.scores, "BLOCK", block)
-    scores = make_scorer(pool, [(labeled, CLASSES)], num_classes=3, k=3, t=0.5).scores(torch.arange(23))
-    assert_scores(scores, slow_scores(pool, labeled, CLASSES, num_classes=3, k=3, t=0.5))
-
-
-def test_scores_see_directions_and_not_lengths():
-    pool, labeled = random_features(9, 23), random_features(10, len(CLASSES))
-    stretched = [tuple(part * factor for part in parts) for parts, factor in ((pool, 1e-3), (labeled, 1e4))]
-    scores = make_scorer(stretched[0], [(stretched[1], CLASSES)], num_classes=3, k=3).scores(torch.arange(23))
-    assert_scores(scores, slow_scores(pool, labeled, CLASSES, num_classes=3, k=3, t=0.9))
-
-
 def test_an_encoder_that_is_not_there_has_no_scores():
     pool, labeled = random_features(11, 5), random_features(12, len(CLASSES))
     everything = torch.arange(5)
@@ -168,14 +152,6 @@ def test_nearest_neighbours_by_hand():
     torch.testing.assert_close(nearest.similarity[:, 0], cosines, rtol=0, atol=1e-6)
     between = torch.tensor([6.0, 21.0]).deg2rad().cos()
     torch.testing.assert_close(nearest.between(slice(0, 2))[:, 0], between, rtol=0, atol=1e-6)
-
-
-def test_each_shift_has_neighbours_of_its_own():
-    pool = torch.cat([angles(0), angles(0)], dim=1)
-    labeled = torch.cat([angles(10, 20, 30), angles(60, 50, 40)], dim=1)
-    nearest = Neighbours(*pool.shape[:2], keep=2)
-    add_labeled(pool, [nearest], [labeled])
-    assert nearest.position.tolist() == [[[0, 1], [2, 1]]]
 
 
 def test_distance_by_hand():
@@ -239,15 +215,6 @@ def test_min_max_takes_each_class_by_itself():
     assert min_max(values).tolist() == [[0.0, 0.0, 1.0], [0.5, 0.0, 0.0], [1.0, 0.0, 0.25]]
 
 
-def test_equal_pools_score_zero_and_one_and_never_nan():
-    """All pool images alike: s and d tell nothing apart, so s normalises to 0 and D to 1."""
-    pool = (torch.ones(3, 4), torch.ones(3, 2, 4))
-    labeled = random_features(17, 5, shifts=2, width=4)
-    scores = make_scorer(pool, [(labeled, [0, 0, 1, 1, 1])], num_classes=2).scores(torch.arange(3))
-    assert scores.semantic.tolist() == [-1.0] * 3
-    assert scores.distinctive.tolist() == [[1.0, 1.0]] * 3
-
-
 @pytest.mark.parametrize(
     ("k", "t", "normalised", "expected"),
     [
@@ -265,23 +232,6 @@ def test_equal_pools_score_zero_and_one_and_never_nan():
 def test_semantic_score_by_hand(k, t, normalised, expected):
     score = semantic_score(torch.tensor([normalised], dtype=torch.float64), k=k, t=t)
     assert score.item() == pytest.approx(expected, abs=1e-7)
-
-
-@pytest.mark.parametrize(("k", "t"), [(100.0, 0.9), (700.0, 0.5), (0.01, 0.0)])
-def test_semantic_score_is_the_exponential_form(k, t):
-    s = torch.linspace(0, 1, 201, dtype=torch.float64)
-    power = torch.exp(-k * (s - t))  # at most e^350 here
-    torch.testing.assert_close(semantic_score(s, k=k, t=t), (1 - power) / (1 + power), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("k", [0.01, 100.0, 1e6, 1e30])
-@pytest.mark.parametrize("t", [0.0, 0.9, 1.0])
-def test_semantic_score_is_finite_bounded_and_monotone_in_single_precision(k, t):
-    scores = semantic_score(torch.linspace(0, 1, 1001), k=k, t=t)
-    assert scores.isfinite().all()
-    assert scores.abs().max() <= 1
-    assert (scores.diff() >= 0).all()
-    assert scores[-1] > scores[0]
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +287,7 @@ def test_golden_distinctive_scores(golden, golden_inputs, number):
 
 def test_golden_selection(golden, golden_inputs):
     """The original's images in its order, but for the pool's minimum: NaN there, so class 2 takes it first."""
-    result = select(ccal(golden_inputs), golden_inputs, target=20)
+    result = select(ccal(golden_inputs), golden_inputs, queries_per_class=20)
     assert result.shortfall == {}
     chosen = {number: result.indices[result.pseudo_class == number].tolist() for number in range(3)}
     published = {number: golden[f"selected_20_as_published_{number}"].tolist() for number in range(3)}
@@ -347,70 +297,6 @@ def test_golden_selection(golden, golden_inputs):
     assert published[2][:1] == overflowed
     assert chosen[2][:19] == published[2][1:]
     assert chosen[2][19] not in published[2]
-
-
-def test_too_few_labeled_images_are_named_with_what_helps():
-    nearest = Neighbours(3, 2, keep=2)
-    add_labeled(torch.ones(3, 2, 4), [nearest], [torch.ones(1, 2, 4)])
-    with pytest.raises(InputError) as caught:
-        distinctive_distance(nearest)
-    assert str(caught.value) == (
-        "a target class has 1 labeled image(s) and the distinctive score needs two: raise --initial_budget, take "
-        "another --split_seed, or use --strategy semantic"
-    )
-
-
-def test_a_single_shift_is_enough():
-    """u at 0 degrees, a at 30, b at 60: cos 30 - cos 60 + cos 30 + cos 30."""
-    nearest = Neighbours(1, 1, keep=2)
-    add_labeled(angles(0), [nearest], [angles(60, 30)])
-    assert distinctive_distance(nearest).item() == pytest.approx(3 * math.sqrt(3) / 2 - 0.5, abs=1e-6)
-
-
-def test_scores_are_computed_where_they_are_told_to_be():
-    """Where tensors without a device would land elsewhere, here on one that holds no data, the scores are the same."""
-    parts = [random_features(seed, count) for seed, count in ((0, 9), (1, 4), (2, 3))]
-    pool, first, second = ((semantic[:, None], distinctive) for semantic, distinctive in parts)
-    classes, more, remaining = torch.tensor([0, 1, 0, 1]), torch.tensor([1, 0, 1]), torch.arange(5)
-
-    def scores() -> PoolScores:
-        scorer = Scorer(*pool, num_classes=2, k=10.0, t=0.5, device="cpu")
-        scorer.add_labeled(*first, classes)
-        scorer.add_labeled(*second, more)
-        return scorer.scores(remaining)
-
-    expected = scores()
-    with torch.device("meta"):
-        found = scores()
-    for name in ("similarity", "semantic", "pseudo_class", "distance", "distinctive"):
-        assert torch.equal(getattr(found, name), getattr(expected, name))
-
-
-def test_blocks_cover_all_rows_in_order():
-    assert list(blocks(7, 3)) == [slice(0, 3), slice(3, 6), slice(6, 7)]
-    assert list(blocks(6, 3)) == [slice(0, 3), slice(3, 6)]
-    assert list(blocks(2, 3)) == [slice(0, 2)]
-    assert list(blocks(0, 3)) == []
-
-
-def test_the_pool_is_read_in_the_processors_blocks(monkeypatch):
-    asked = []
-    monkeypatch.setattr(evals.scores, "blocks", lambda count, size: asked.append((count, size)) or [slice(0, count)])
-    add_labeled(angles(0, 10), [Neighbours(2, 1, keep=1)], [angles(5)])
-    assert asked == [(2, evals.scores.BLOCK)]
-
-
-def test_tables_and_groups_belong_together():
-    with pytest.raises(ValueError, match="shorter"):
-        add_labeled(angles(0), [Neighbours(1, 1, keep=1)] * 2, [angles(5)])
-
-
-def test_features_in_half_precision_are_compared_in_single():
-    pool, nearest = angles(0, 31, 77), [Neighbours(3, 1, keep=2) for _ in range(2)]
-    add_labeled(pool.half(), nearest[:1], [angles(10, 50).half()])
-    add_labeled(pool.half().float(), nearest[1:], [angles(10, 50).half().float()])
-    assert torch.equal(nearest[0].similarity, nearest[1].similarity)
-    assert nearest[0].similarity.dtype == torch.float32 and nearest[0].position.dtype == torch.int32
 
 
 def test_features_that_lie_elsewhere_come_to_where_the_scores_are():
@@ -424,14 +310,3 @@ def test_features_that_lie_elsewhere_come_to_where_the_scores_are():
     scores = scorer.scores(torch.tensor([2, 0]))
     for values in (scores.similarity, scores.semantic, scores.pseudo_class):
         assert (values.device.type, values.shape) == ("meta", (2,))
-
-
-def test_the_default_step_is_the_papers():
-    normalised = torch.linspace(0, 1, 21)
-    assert torch.equal(semantic_score(normalised), semantic_score(normalised, k=100.0, t=0.9))
-
-
-def test_pseudo_classes_are_whole_numbers():
-    scorer = Scorer(angles(0, 31), None, num_classes=2, k=10.0, t=0.5)
-    scorer.add_labeled(angles(10, 50), None, torch.tensor([1, 0]))
-    assert scorer.scores(torch.arange(2)).pseudo_class.dtype == torch.int64
