@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from benchmarks import harness
 from common import acceleration
-from common.cli import run_cli
+from common.distributed import choose_device
 from common.flags import Parser, number, positive_int
+from common.session import run_command
 from train_classifier.engine import LabeledImages, draw_epoch, make_training_step, train_one_epoch
 from train_classifier.network import build_network
 
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = harness.choose_device(args.device)
+    device = choose_device(args.device)
     size, images, seeds = (8, 8, 2) if args.quick else (32, args.images, args.seeds)
     check_agreement(seeds=min(seeds, 2), images=min(images, 3 * BATCH), size=size, device=device)
     print("both agree")
@@ -161,4 +162,4 @@ def check_agreement(*, seeds: int, images: int, size: int, device: torch.device)
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    sys.exit(run_command(main))

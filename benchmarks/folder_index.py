@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 
 from benchmarks import harness
-from common.arguments import Parser, number, positive_int
-from common.cli import run_cli
+from common.flags import Parser, number, positive_int
+from common.session import run_command
 from datasets.folder import CACHE_FOLDER, load_folder
 
 SIZE = 32  # pixels that both bring the images to
@@ -121,4 +121,4 @@ def check_agreement(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    sys.exit(run_command(main))

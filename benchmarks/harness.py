@@ -77,17 +77,6 @@ def add_common_args(parser: Parser, *, repeats: int) -> None:
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda`` as a device.
-
-    Raises:
-        InputError: There is no GPU.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU here; use --device cpu or leave --device out")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def compare(
     work: str,
     plain: Callable[[], object],

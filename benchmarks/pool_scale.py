@@ -24,13 +24,14 @@ import torch
 
 from benchmarks import harness
 from benchmarks.query import CLASSES, SHIFTS, WIDTH, check_agreement
-from common.cli import run_cli
+from common.distributed import choose_device
 from common.files import atomic_write, write_json
 from common.flags import Parser, positive_int
+from common.session import run_command
 from datasets.split import Split
-from evals.cycles import Cycle, query_cycles
+from evals.cycles import Cycle, QueryLoop, simulate
 from evals.features import FeatureBank, MappedFeatures
-from evals.query import STRATEGIES
+from evals.strategies import STRATEGIES
 from utils import InputError
 
 SIZES = [100_000, 300_000, 1_000_000, 3_000_000, 10_000_000]
@@ -44,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("pool")
     group.add_argument("--pool", type=positive_int, nargs="+", default=SIZES, help="pool images, each timed")
     group.add_argument("--labeled", type=positive_int, default=1000, help="labeled images")
-    group.add_argument("--target", type=positive_int, default=750, help="images queried per class")
+    group.add_argument("--queries_per_class", type=positive_int, default=750, help="images queried per class")
     group.add_argument(
         "--folder",
         metavar="DIR",
@@ -56,16 +57,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = harness.choose_device(args.device)
+    device = choose_device(args.device)
     if args.folder and not Path(args.folder).is_dir():
         raise InputError(f"--folder {args.folder} is not a folder; make it, or leave the flag out")
-    sizes, labeled, target = ([200], 12, 5) if args.quick else (args.pool, args.labeled, args.target)
+    sizes, labeled, queries = ([200], 12, 5) if args.quick else (args.pool, args.labeled, args.queries_per_class)
     if args.one:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            print(json.dumps(one(sizes[0], labeled, target, Path(folder), args.repeats, device=device)))
+            print(json.dumps(one(sizes[0], labeled, queries, Path(folder), args.repeats, device=device)))
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        check(min(*sizes, 20_000), labeled, target, Path(folder), device=device)
+        check(min(*sizes, 20_000), labeled, queries, Path(folder), device=device)
     print("the same selection from the file as from memory")
     if args.quick:
         return
@@ -76,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = harness.machine(device)
     print(f"{about['device']}, {about['threads']} threads, torch {about['torch']}, commit {about['git_commit'][:12]}")
     if args.out_path:
-        content = {"benchmark": "pool_scale", "labeled": labeled, "target": target, "machine": about, "rows": rows}
+        content = {"benchmark": "pool_scale", "labeled": labeled, "queries_per_class": queries}
+        content |= {"machine": about, "rows": rows}
         write_json(Path(args.out_path) / "pool_scale.json", content)
         draw(Path(args.out_path) / "pool_scale.png", rows, labeled=labeled)
         print(f"wrote {Path(args.out_path) / 'pool_scale'}.json and .png")
@@ -84,14 +86,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def in_a_process_of_its_own(size: int, args: argparse.Namespace) -> dict[str, float]:
     """One size's figures, measured by a new process of this module."""
-    words = ["--one", "--pool", size, "--labeled", args.labeled, "--target", args.target, "--repeats", args.repeats]
-    words += ["--device", args.device, *(["--folder", args.folder] if args.folder else [])]
+    words = ["--one", "--pool", size, "--labeled", args.labeled, "--repeats", args.repeats]
+    words += ["--queries_per_class", args.queries_per_class, "--device", args.device]
+    words += ["--folder", args.folder] if args.folder else []
     command = [sys.executable, "-m", "benchmarks.pool_scale", *map(str, words)]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def one(size: int, labeled: int, target: int, folder: Path, repeats: int, *, device: torch.device) -> dict[str, float]:
+def one(size: int, labeled: int, queries: int, folder: Path, repeats: int, *, device: torch.device) -> dict[str, float]:
     """Seconds of the query's parts for one size, and the peak memory of the process."""
     start = time.perf_counter()
     banks, split, labels = problem(size, labeled, folder)
@@ -99,7 +102,7 @@ def one(size: int, labeled: int, target: int, folder: Path, repeats: int, *, dev
     runs = []
     for _ in range(repeats):
         start = time.perf_counter()
-        cycle = first_cycle(banks, split, labels, target, device=device)
+        cycle = first_cycle(banks, split, labels, queries, device=device)
         runs.append({"query": cycle.seconds, "whole": time.perf_counter() - start})
     best = sorted(runs, key=lambda run: run["whole"])[len(runs) // 2]
     peak = harness.peak_memory(torch.device("cpu"))
@@ -137,18 +140,19 @@ def problem(size: int, labeled: int, folder: Path) -> tuple[dict[str, FeatureBan
 
 
 def first_cycle(
-    banks: dict[str, FeatureBank], split: Split, labels: np.ndarray, target: int, *, device: torch.device
+    banks: dict[str, FeatureBank], split: Split, labels: np.ndarray, queries: int, *, device: torch.device
 ) -> Cycle:
     """Scores, query, annotation and metrics, as active_main.py runs them."""
-    return next(query_cycles(split, labels, banks, STRATEGIES["ccal"], cycles=1, target=target, device=device))
+    loop = QueryLoop(banks, split, labels, STRATEGIES["ccal"], device=device)
+    return next(simulate(loop, cycles=1, queries_per_class=queries))
 
 
-def check(size: int, labeled: int, target: int, folder: Path, *, device: torch.device) -> None:
+def check(size: int, labeled: int, queries: int, folder: Path, *, device: torch.device) -> None:
     """Stops where the file's selection is not that of memory, or the scores not those of the plain loop."""
     banks, split, labels = problem(size, labeled, folder)
     memory = {name: FeatureBank(bank.indices, bank.features[:].to(device)) for name, bank in banks.items()}
-    streamed = first_cycle(banks, split, labels, target, device=device)
-    held = first_cycle(memory, split, labels, target, device=device)
+    streamed = first_cycle(banks, split, labels, queries, device=device)
+    held = first_cycle(memory, split, labels, queries, device=device)
     np.testing.assert_array_equal(streamed.result.indices, held.result.indices)
     features = memory["distinctive"].features.float().cpu()
     check_agreement(features[:20], features[split.labeled], torch.from_numpy(labels[split.labeled]))
@@ -187,4 +191,4 @@ def draw(path: Path, rows: Sequence[dict[str, float]], *, labeled: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    sys.exit(run_command(main))

@@ -26,17 +26,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from active_main import default_batch
 from benchmarks import harness, plain
 from common.acceleration import FP32, Precision
-from common.arguments import MODELS
-from common.cli import run_cli
+from common.distributed import choose_device
 from common.flags import Parser, positive_int
+from common.session import run_command
+from common.settings import MODELS
 from datasets.split import make_split
-from evals.cycles import query_cycles
-from evals.features import QUERY, Extraction, FeatureBank, extract_features
-from evals.query import STRATEGIES
+from evals.cycles import QueryLoop, simulate
+from evals.features import QUERY, Extraction, FeatureBank, default_batch, extract_features
 from evals.scores import Scorer
+from evals.strategies import STRATEGIES
 from models import build_encoder
 from models.counter_random import make_keys, uniform
 from models.transform_layers import CROP_ATTEMPTS, Augmentation
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = harness.choose_device(args.device)
+    device = choose_device(args.device)
     rows: list[harness.Comparison] = []
     if "scores" in args.part:
         rows += scores(args.pool, args.labeled, args.sample, args.repeats, device=device, quick=args.quick)
@@ -213,8 +213,9 @@ def ours_of(encoder: torch.nn.Module, images: Tensor, name: str, *, views: int, 
     """One encoder's averaged features, (N, K, D), as active_main.py extracts them."""
     shift, numbers = ("none", (0,)) if name == "semantic" else ("rotation", tuple(range(SHIFTS)))
     batch = default_batch(images.device, images.shape[2:])
-    how = Extraction(Augmentation(0.54, True), views, shift, numbers, seed=0, batch_size=batch, precision=precision)
-    return extract_features(encoder, images, np.arange(len(images)), how).features
+    crop = Augmentation(0.54, True)
+    extraction = Extraction(crop, views, shift, numbers, seed=0, batch_size=batch, precision=precision)
+    return extract_features(encoder, images, np.arange(len(images)), extraction).features
 
 
 def check_features(
@@ -252,8 +253,8 @@ def memory(pool: int, labeled: int, model: str, *, device: torch.device, quick: 
     banks = {
         name: FeatureBank(chosen, torch.randn(len(chosen), shifts, WIDTH, device=device)) for name, shifts in ENCODERS
     }
-    target = max(1, pool // 60)
-    for _ in query_cycles(split, labels, banks, STRATEGIES["ccal"], cycles=CYCLES, target=target, device=device):
+    loop = QueryLoop(banks, split, labels, STRATEGIES["ccal"], device=device)
+    for _ in simulate(loop, cycles=CYCLES, queries_per_class=max(1, pool // 60)):
         pass
     if not quick:
         peak = harness.peak_memory(device) - before
@@ -264,4 +265,4 @@ def memory(pool: int, labeled: int, model: str, *, device: torch.device, quick: 
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    sys.exit(run_command(main))

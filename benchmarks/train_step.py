@@ -22,9 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import harness, plain
 from common import acceleration
 from common.acceleration import Precision
-from common.arguments import MODELS
-from common.cli import run_cli
+from common.distributed import choose_device
 from common.flags import Parser, positive_int
+from common.session import run_command
+from common.settings import MODELS
 from models import build_encoder
 from models.counter_random import Purpose, make_keys, uniform
 from models.transform_layers import CROP_ATTEMPTS, Augmentation
@@ -69,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = harness.choose_device(args.device)
+    device = choose_device(args.device)
     rows = []
     for mode in args.mode:
         for name in dict.fromkeys(Precision.resolve(name, device).name for name in args.precision):
@@ -245,4 +246,4 @@ def relative_error(ours: nn.Module, expected: nn.Module) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    sys.exit(run_command(main))
