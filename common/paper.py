@@ -25,15 +25,21 @@ DEFAULT_BUDGET = 800  # of a data set without a protocol
 DEFAULT_MISMATCH = 0.8
 
 SHIFTS = {"semantic": "none", "distinctive": "rotation"}  # by encoder
+SCHEDULES = {
+    "semantic_epochs": "semantic encoder",
+    "distinctive_epochs": "distinctive encoder",
+    "warmup": "their warm-up",
+    "classifier_epochs": "classifier",
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the stages are run with; the defaults are the paper's for CIFAR-10.
+    """What the stages are run with; the defaults are the paper's for CIFAR-10. Fields are named like the settings.
 
     Attributes:
         warmup: Epochs, of both encoders.
-        batch_size: Images per step of an encoder, all processes together (the paper has 4 processes x 32).
+        global_batch_size: Images per step of an encoder, all processes together (the paper has 4 processes x 32).
         views: Augmented views per image and shift in the query.
         resize_factor: Share of the image's area that every crop of the query keeps.
         runs: Seeds of the classifier.
@@ -43,7 +49,7 @@ class Recipe:
     distinctive_epochs: int = 700
     warmup: int = 10
     classifier_epochs: int = 100
-    batch_size: int = 128
+    global_batch_size: int = 128
     optimizer: str = "sgd"
     lr_init: float = 0.1
     views: int = 10
@@ -60,8 +66,12 @@ class Recipe:
         That holds for the warm-up, too: a run of a single epoch is nothing but warm-up, since a start at ten times
         ``lr_init`` might diverge.
         """
-        schedules = ("semantic_epochs", "distinctive_epochs", "warmup", "classifier_epochs")
-        return dataclasses.replace(self, **{name: max(1, round(scale * getattr(self, name))) for name in schedules})
+        return dataclasses.replace(self, **{name: max(1, round(scale * getattr(self, name))) for name in SCHEDULES})
+
+    def beside(self, paper: Recipe, scale: float) -> str:
+        """The lengths of the schedules beside the paper's, in one line."""
+        parts = [f"{text} {getattr(self, name)} of {getattr(paper, name)}" for name, text in SCHEDULES.items()]
+        return f"scale {scale:g}, in epochs: {', '.join(parts)}"
 
 
 def recipe_for(dataset: str, *, pool: int, classes: int) -> Recipe:

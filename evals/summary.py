@@ -1,42 +1,68 @@
-"""The table and the figure of a finished run: what each cycle's query found, and what the classifier made of it.
-
-Usage: python -m evals.summary --index_dir DIR [--random_dir DIR] [--results results.csv] [--out_path DIR]
-"""
+"""The table and the figure of a query: what each cycle found, and the accuracy of the classifiers trained on it."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from common import arguments, plots
-from common.cli import run_cli
-from common.console import finish, log, set_quiet
-from common.files import atomic_write, require_writable
-from common.provenance import int64_digest
-from datasets.index_files import IndexFile, index_path, read_index_file
-from utils import InputError
-
-CLASSIFIER_SETTINGS = ("dataset", "mismatch", "recipe", "epochs", "batch_size", "lr")
+from common.flags import Parser
+from common.settings import OutputSettings, option
 
 
 @dataclass(frozen=True)
-class CycleSummary:
+class SummarySettings:
+    """What the table is made of."""
+
+    title: ClassVar[str] = "summary"
+    index_dir: str = option(help="index files of the query", metavar="DIR")
+    random_dir: str | None = option(None, "index files of --strategy random, to compare with", metavar="DIR")
+    results: str | None = option(None, "the classifier's results.csv", metavar="FILE")
+    out_path: str | None = option(None, "where summary.csv and summary.png go (default: --index_dir)", metavar="DIR")
+
+
+def build_parser() -> Parser:
+    """The command's flags."""
+    return Parser(__doc__, summary=SummarySettings, output=OutputSettings)
+
+
+if __name__ == "__main__":
+    build_parser().parse()  # --help and a mistyped flag end here, before torch is imported, which takes seconds
+
+from common import plots
+from common.console import finish, log, set_quiet
+from common.files import atomic_write, require_writable
+from common.paper import PUBLISHED_FOUND, PUBLISHED_LABELED, PUBLISHED_QUERIED
+from common.provenance import int64_digest
+from common.session import run_command
+from datasets.index_files import IndexFile, index_path, read_index_file
+from datasets.results_file import Accuracy, Row, latest_rows, mean_text, plain_table, read_rows
+from utils import InputError
+
+PUBLISHED_NOTE = "published: found by the authors' own query lists for this split, with encoders of the full schedule"
+
+
+@dataclass(frozen=True)
+class CycleRow:
     """One row of the table; None is what was not measured.
 
     Attributes:
-        cycle: 0 for the initial set.
-        labeled: Labeled target images after the cycle.
-        queried: Images queried in it.
-        found: Targets among them.
-        precision: In percent.
-        random_precision: Of the random strategy's same cycle, in percent.
-        accuracy: Mean test accuracy of the classifier over its seeds, in percent.
-        deviation: Standard deviation (ddof = 1) of it, in percentage points.
+        labeled: Labeled target images after the cycle; cycle 0 is the initial set.
+        queried, found: Images queried in it, and targets among them.
+        precision, random_precision: In percent, of this query and of the random one's same cycle.
+        accuracy, deviation: Of the classifiers after the last epoch over their seeds: mean in percent, and standard
+            deviation (ddof = 1) in percentage points.
+        auroc_semantic, auroc_joint: AUROC of target against other images of the pool, for the similarity s and for the
+            score that was queried by.
+        published_found, published_precision: Of the authors' own query of this cycle.
+        recall: Share of the pool's targets that all cycles so far have found, in percent.
+        pool: Images left in the pool.
+        seeds: Classifiers trained.
     """
 
     cycle: int
@@ -47,41 +73,36 @@ class CycleSummary:
     random_precision: float | None
     accuracy: float | None
     deviation: float | None
-
-
-def build_parser() -> arguments.Parser:
-    """The command's flags."""
-    parser = arguments.Parser(__doc__.splitlines()[0])
-    arguments.add_summary_args(parser)
-    return parser
+    auroc_semantic: float | None
+    auroc_joint: float | None
+    published_found: int | None
+    published_precision: float | None
+    recall: float | None
+    pool: int | None
+    seeds: int
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    set_quiet(args.quiet)
-    require_writable(args.out_path or args.index_dir, "--out_path")
-    queried = read_run(Path(args.index_dir))
-    random = read_run(Path(args.random_dir)) if args.random_dir else []
+    settings = build_parser().parse(argv)
+    given = settings.summary
+    set_quiet(settings.output.quiet)
+    folder = Path(given.out_path or given.index_dir)
+    require_writable(folder, "--out_path")
+    queried = read_cycles(Path(given.index_dir))
+    random = read_cycles(Path(given.random_dir)) if given.random_dir else []
     if random and random[0].split_digest != queried[0].split_digest:
-        raise InputError(f"{args.random_dir} and {args.index_dir} are of different splits and cannot be compared")
-    accuracies = read_accuracies(Path(args.results), queried[0].strategy) if args.results else {}
-    rows = [summarize(content, random, accuracies) for content in queried]
-    log(format_table(rows))
-    folder = Path(args.out_path or args.index_dir)
+        raise InputError(f"{given.random_dir} and {given.index_dir} are of different splits and cannot be compared")
+    if given.results and not Path(given.results).is_file():
+        raise InputError(f"--results {given.results} does not exist; it is written by train_classifier/main.py")
+    rows = cycle_rows(queried, random=random, results=read_rows(Path(given.results)) if given.results else [])
+    log(plain_table(table_cells(rows)))
     table, figure = folder / "summary.csv", folder / "summary.png"
-    write_table(table, rows)
-    plots.plot_summary(
-        figure,
-        precision={
-            queried[0].strategy: [(row.cycle, row.precision) for row in rows if row.precision is not None],
-            "random": [(row.cycle, row.random_precision) for row in rows if row.random_precision is not None],
-        },
-        accuracy=[(row.labeled, row.accuracy, row.deviation) for row in rows if row.accuracy is not None],
-    )
+    write_csv(table, rows)
+    draw(figure, rows, strategy=queried[0].strategy)
     finish([table, figure])
 
 
-def read_run(folder: Path) -> list[IndexFile]:
+def read_cycles(folder: Path) -> list[IndexFile]:
     """All index files of a folder, in the order of cycles.
 
     Raises:
@@ -95,82 +116,114 @@ def read_run(folder: Path) -> list[IndexFile]:
     return files
 
 
-def read_accuracies(path: Path, strategy: str) -> dict[str, list[float]]:
-    """Last-epoch accuracies of a strategy by digest of the labeled list, one per seed, from results.csv.
+def published_found(queried: Sequence[IndexFile]) -> tuple[int, ...]:
+    """What the authors' queries found from cycle 1 on; nothing unless these are of their split and budget."""
+    first = queried[0]
+    same = (
+        (first.dataset, first.mismatch) == ("cifar10", 0.8)
+        and int64_digest(first.labeled) == PUBLISHED_LABELED
+        and all(len(content.queried) == PUBLISHED_QUERIED for content in queried[1:2])
+    )
+    return PUBLISHED_FOUND if same else ()
 
-    Where the file holds runs of several settings, those of its last row count; of one seed's runs, the last. Of one
-    labeled list's rows only those count that are of the same images and labels as its last: labels may be corrected.
 
-    Raises:
-        InputError: The file is missing or has other columns.
+def cycle_rows(
+    queried: Sequence[IndexFile], *, random: Sequence[IndexFile] = (), results: Sequence[Row] = ()
+) -> list[CycleRow]:
+    """A row per index file.
+
+    Args:
+        queried: From cycle 0 on.
+        random: Of the random strategy, to compare with.
+        results: Rows of results.csv, of any strategies and settings.
     """
-    if not path.is_file():
-        raise InputError(f"--results {path} does not exist; it is written by train_classifier/main.py")
-    accuracies: dict[str, dict[str, float]] = {}
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline=""), strict=True))
-        rows = [row for row in rows if row["strategy"] == strategy]
-        rows = [row for row in rows if all(row[name] == rows[-1][name] for name in CLASSIFIER_SETTINGS)]
-        data = {row["index_digest"]: row.get("data_digest") for row in rows}  # of each list, its last row's
-        for row in rows:
-            if row.get("data_digest") == data[row["index_digest"]]:
-                accuracies.setdefault(row["index_digest"], {})[row["seed"]] = _accuracy(row["accuracy"])
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"--results {path} is no results.csv of the classifier ({error}); give the file that it wrote"
-        ) from None
-    return {digest: list(by_seed.values()) for digest, by_seed in accuracies.items()}
+    published = published_found(queried)
+    trained = latest_rows(results, queried[0].strategy)
+    rows = []
+    for content in queried:
+        metrics = content.metrics
+        beside = random[content.cycle].metrics if content.cycle < len(random) else {}
+        classifiers = trained.get(int64_digest(content.labeled))
+        accuracy = Accuracy.of(classifiers) if classifiers else None
+        found = published[content.cycle - 1] if 1 <= content.cycle <= len(published) else None
+        rows.append(
+            CycleRow(
+                cycle=content.cycle,
+                labeled=len(content.labeled),
+                queried=len(content.queried),
+                found=metrics.get("found", 0),
+                random_precision=beside.get("precision"),
+                accuracy=accuracy and accuracy.mean,
+                deviation=accuracy and accuracy.deviation,
+                auroc_joint=metrics.get("auroc_utility"),
+                published_found=found,
+                published_precision=None if found is None else 100 * found / PUBLISHED_QUERIED,
+                seeds=accuracy.seeds if accuracy else 0,
+                **{name: metrics.get(name) for name in ("precision", "auroc_semantic", "recall", "pool")},
+            )
+        )
+    return rows
 
 
-def _accuracy(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 100:
-        raise ValueError(f"an accuracy of {text}")
-    return value
+def table_cells(rows: Sequence[CycleRow]) -> list[list[str]]:
+    """Heading and rows as text, without the columns in which no row has a value."""
+    columns = {
+        "cycle": [str(row.cycle) for row in rows],
+        "queried": [str(row.queried) for row in rows],
+        "target found": [str(row.found) for row in rows],
+        "precision": [_text(row.precision, ".1f", " %") for row in rows],
+        "random query": [_text(row.random_precision, ".1f", " %") for row in rows],
+        "AUROC of s": [_text(row.auroc_semantic, ".4f") for row in rows],
+        "AUROC of the score": [_text(row.auroc_joint, ".4f") for row in rows],
+        "labeled": [str(row.labeled) for row in rows],
+        "accuracy (last epoch)": [mean_text(row.accuracy, row.deviation) for row in rows],
+        "published found": [_text(row.published_found, "d") for row in rows],
+        "published precision": [_text(row.published_precision, ".1f", " %") for row in rows],
+    }
+    shown = [[heading, *values] for heading, values in columns.items() if set(values) != {"-"}]
+    return [list(line) for line in zip(*shown, strict=True)]
 
 
-def summarize(content: IndexFile, random: list[IndexFile], accuracies: dict[str, list[float]]) -> CycleSummary:
-    """Puts together what is known of one cycle."""
-    values = accuracies.get(int64_digest(content.labeled), [])
-    beside = random[content.cycle].metrics if content.cycle < len(random) else {}
-    return CycleSummary(
-        cycle=content.cycle,
-        labeled=len(content.labeled),
-        queried=len(content.queried),
-        found=content.metrics.get("found", 0),
-        precision=content.metrics.get("precision"),
-        random_precision=beside.get("precision"),
-        accuracy=statistics.fmean(values) if values else None,
-        deviation=statistics.stdev(values) if len(values) > 1 else None,
+def _text(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"
+
+
+def write_csv(path: Path, rows: Sequence[CycleRow]) -> None:
+    """Writes the rows with a column per field; what was not measured is empty."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(CycleRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def write_markdown(
+    path: Path, title: str, rows: Sequence[CycleRow], *, notes: Sequence[str], figure: str, commands: str
+) -> None:
+    """Writes a page with the notes, the table, the figure beside it and the commands that made it."""
+    heading, *cells = table_cells(rows)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *cells))
+    listed = "\n".join(f"- {note}" for note in notes)
+    shown = f"![Query precision by cycle, and accuracy by number of labeled images]({figure})"
+    with atomic_write(path) as file:
+        file.write(f"# {title}\n\n{listed}\n\n{table}\n\n{shown}\n\n```\n{commands}\n```\n".encode())
+
+
+def draw(path: Path, rows: Sequence[CycleRow], *, strategy: str, title: str = "") -> None:
+    """Precision by cycle (the query's, the random one's, the published), beside accuracy by labeled images."""
+
+    def points(field: str) -> list[tuple[int, float]]:
+        return [(row.cycle, value) for row in rows if (value := getattr(row, field)) is not None]
+
+    plots.plot_summary(
+        path,
+        precision={strategy: points("precision"), "random": points("random_precision")},
+        accuracy=[(row.labeled, row.accuracy, row.deviation) for row in rows if row.accuracy is not None],
+        published=points("published_precision"),
+        title=title,
     )
 
 
-def format_table(rows: list[CycleSummary]) -> str:
-    """The rows as a table of plain text."""
-    lines = ["cycle  queried  target found  precision  random query  labeled  accuracy (last epoch)"]
-    for row in rows:
-        accuracy = _percent(row.accuracy, ".2f") + (f" ± {row.deviation:.2f}" if row.deviation is not None else "")
-        lines.append(
-            f"{row.cycle:5}  {row.queried:7}  {row.found:12}  {_percent(row.precision):>9}  "
-            f"{_percent(row.random_precision):>12}  {row.labeled:7}  {accuracy}"
-        )
-    return "\n".join(lines)
-
-
-def _percent(value: float | None, form: str = ".1f") -> str:
-    return "-" if value is None else f"{value:{form}} %"
-
-
-def write_table(path: Path, rows: list[CycleSummary]) -> None:
-    """Writes the rows as csv; what was not measured is empty."""
-    columns = list(CycleSummary.__dataclass_fields__)
-    lines = [",".join(columns)]
-    for row in rows:
-        values = [getattr(row, column) for column in columns]
-        lines.append(",".join("" if value is None else f"{value:.6g}" for value in values))
-    with atomic_write(path) as file:
-        file.write(("\n".join(lines) + "\n").encode())
-
-
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    sys.exit(run_command(main))

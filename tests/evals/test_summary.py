@@ -1,69 +1,67 @@
-"""The table of a run, from files made by hand."""
+"""The table of a query, from files made by hand."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from common.cli import run_cli
 from common.provenance import int64_digest
 from datasets.index_files import IndexFile, write_index_file
+from datasets.results_file import Row, append_row
 from evals import summary
 
-HEADER = "dataset,mismatch,strategy,recipe,epochs,batch_size,lr,seed,index_digest,accuracy\n"
 
-
-def write_run(folder, strategy, precisions, digest="d"):
-    labeled, found = [1, 2], 0
-    for cycle, precision in enumerate([None, *precisions]):
-        if cycle:
-            found = round(precision / 10)
-            labeled = labeled + [100 * cycle + n for n in range(found)]
-        write_index_file(
-            folder,
-            IndexFile(
-                dataset="npz", mismatch=0.5, split_digest=digest, target_classes=[0, 1], strategy=strategy, cycle=cycle,
-                labeled=labeled, queried=list(range(1000 * cycle, 1000 * cycle + 10)) if cycle else [], set_aside=[],
-                metrics={"found": found, "precision": precision} if cycle else {},
-            ),
+def write_query(folder: Path, strategy: str, found: list[int], digest: str = "d") -> list[int]:
+    """Index files of cycles that query 10 images each, and the labeled list of the last one."""
+    labeled = [1, 2]
+    for cycle, count in enumerate([0, *found]):
+        labeled = labeled + [100 * cycle + n for n in range(count)]
+        metrics = {"found": count, "precision": 10.0 * count, "auroc_semantic": 0.97, "pool": 50 - 10 * cycle}
+        content = IndexFile(
+            dataset="npz", mismatch=0.5, split_digest=digest, target_classes=[0, 1], strategy=strategy, cycle=cycle,
+            labeled=labeled, queried=list(range(1000 * cycle, 1000 * cycle + 10)) if cycle else [], set_aside=[],
+            metrics=metrics if cycle else {},
         )  # fmt: skip
+        write_index_file(folder, content)
     return labeled
 
 
-def test_the_table_puts_together_what_the_files_hold(tmp_path, capsys):
-    last = write_run(tmp_path / "ccal", "ccal", [90.0, 50.0])
-    write_run(tmp_path / "random", "random", [20.0, 30.0])
-    results = tmp_path / "results.csv"
-    first = int64_digest([1, 2])
-    lines = [
-        f"npz,0.5,ccal,proper,5,32,0.1,0,{int64_digest(last)},11",  # of other settings than the last row: not counted
-        f"npz,0.5,ccal,proper,9,32,0.1,0,{int64_digest(last)},80",
-        f"npz,0.5,ccal,proper,9,32,0.1,0,{first},70",
-        f"npz,0.5,ccal,proper,9,32,0.1,1,{int64_digest(last)},84",
-        f"npz,0.5,random,proper,9,32,0.1,0,{first},10",  # the same initial set under another strategy: not counted
+@pytest.fixture
+def argv(tmp_path: Path) -> list[str]:
+    """Flags for two cycles of a query and a random one, and classifiers of cycles 0 and 2."""
+    last = int64_digest(write_query(tmp_path / "ccal", "ccal", [9, 5]))
+    write_query(tmp_path / "random", "random", [2, 3])
+    row = Row("npz", 0.5, "ccal", "proper", 9, 32, 0.1, 0, 2, 0, 70.0, 71.0, int64_digest([1, 2]), "data", 1.0)
+    append_row(tmp_path / "results.csv", row)
+    for seed, accuracy in enumerate([80.0, 84.0]):
+        change = {"cycle": 2, "labeled": 16, "seed": seed, "accuracy": accuracy, "index_digest": last}
+        append_row(tmp_path / "results.csv", dataclasses.replace(row, **change))
+    names = {"index_dir": "ccal", "random_dir": "random", "results": "results.csv", "out_path": "out"}
+    return [word for flag, name in names.items() for word in (f"--{flag}", str(tmp_path / name))]
+
+
+def test_the_table_puts_together_what_the_files_hold(tmp_path: Path, argv: list[str], capsys) -> None:
+    summary.main(argv)
+    with open(tmp_path / "out" / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = ["cycle", "labeled", "queried", "found", "precision", "random_precision", "accuracy", "deviation", "seeds"]
+    assert list(rows[0])[:8] == names[:8]
+    assert [[row[name] for name in names] for row in rows] == [
+        ["0", "2", "0", "0", "", "", "70.0", "", "1"],
+        ["1", "11", "10", "9", "90.0", "20.0", "", "", "0"],
+        ["2", "16", "10", "5", "50.0", "30.0", "82.0", str(8**0.5), "2"],  # |84 - 80| / sqrt(2), ddof = 1
     ]
-    results.write_text(HEADER + "\n".join(lines) + "\n")
-    argv = ["--index_dir", str(tmp_path / "ccal"), "--random_dir", str(tmp_path / "random"), "--results", str(results)]
-    assert run_cli(summary.main, [*argv, "--out_path", str(tmp_path)]) == 0
-    rows = (tmp_path / "summary.csv").read_text().splitlines()
-    assert rows[0] == "cycle,labeled,queried,found,precision,random_precision,accuracy,deviation"
-    assert rows[1] == "0,2,0,0,,,70,"
-    assert rows[2] == "1,11,10,9,90,20,,"
-    assert rows[3] == "2,16,10,5,50,30,82,2.82843"  # (80 + 84) / 2; |84 - 80| / sqrt(2), ddof = 1
+    assert [(row["auroc_semantic"], row["pool"]) for row in rows] == [("", ""), ("0.97", "40"), ("0.97", "30")]
     shown = capsys.readouterr().out
-    assert "82.00 % ± 2.83" in shown
-    assert str(tmp_path / "summary.png") in shown
-
-
-def test_accuracies_of_labels_that_were_corrected_since_do_not_count(tmp_path):
-    """The labeled list of cycle a got other labels after its first two seeds; that of cycle b was not touched."""
-    rows = [
-        ("a", "before", 0, 10), ("a", "before", 1, 20), ("b", "same", 0, 50),
-        ("a", "after", 0, 80), ("b", "same", 1, 60), ("a", "after", 2, 90),
-    ]  # fmt: skip
-    lines = [f"npz,0.5,ccal,proper,9,32,0.1,{seed},{index},{value},{data}" for index, data, seed, value in rows]
-    path = tmp_path / "results.csv"
-    path.write_text("\n".join([HEADER.strip() + ",data_digest", *lines]) + "\n")
-    assert summary.read_accuracies(path, "ccal") == {"a": [80, 90], "b": [50, 60]}
+    heading, *lines = shown.splitlines()[:4]
+    assert "random query" in heading and "published" not in heading and "AUROC of the score" not in heading
+    assert lines[2].split() == ["2", "10", "5", "50.0", "%", "30.0", "%", "0.9700", "16", "82.00", "±", "2.83", "%"]
+    assert (tmp_path / "out" / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -71,20 +69,31 @@ def test_accuracies_of_labels_that_were_corrected_since_do_not_count(tmp_path):
     [
         (lambda path: (path / "ccal" / "cycle_0.json").unlink(), "holds no cycle_0.json"),
         (lambda path: (path / "results.csv").unlink(), "does not exist"),
-        (lambda path: (path / "results.csv").write_text("a,b\n1,2\n"), "no results.csv of the classifier"),
-        (
-            lambda path: (path / "results.csv").write_text(HEADER + "npz,0.5,ccal,proper,5,32,0.1,0,d,many\n"),
-            "no results.csv",
-        ),
-        (lambda path: write_run(path / "random", "random", [10.0], digest="other"), "different splits"),
+        (lambda path: (path / "results.csv").write_text("a,b\n1,2\n"), "is damaged"),
+        (lambda path: write_query(path / "random", "random", [1], digest="other"), "different splits"),
     ],
 )
-def test_what_cannot_be_put_together_is_refused(tmp_path, capsys, change, message):
-    write_run(tmp_path / "ccal", "ccal", [90.0])
-    write_run(tmp_path / "random", "random", [20.0])
-    (tmp_path / "results.csv").write_text(HEADER)
+def test_what_cannot_be_put_together_is_refused(tmp_path: Path, argv: list[str], capsys, change, message) -> None:
     change(tmp_path)
-    argv = ["--index_dir", str(tmp_path / "ccal"), "--random_dir", str(tmp_path / "random")]
-    assert run_cli(summary.main, [*argv, "--results", str(tmp_path / "results.csv")]) == 2
+    assert run_cli(summary.main, argv) == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "ccal" / "summary.csv").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_published_values_stand_beside_the_authors_split_alone(shared: Path, tmp_path: Path) -> None:
+    labeled = np.load(shared / "data" / "published_queries_cifar10_mismatch80.npz")["cycle_0"].tolist()
+    first = IndexFile("cifar10", 0.8, "d", [0, 1], "ccal", 0, labeled, [], [])
+    metrics = {"found": 1400, "precision": 93.33, "auroc_semantic": 0.97, "auroc_utility": 0.95}
+    second = dataclasses.replace(first, cycle=1, queried=list(range(1500)), metrics=metrics)
+    rows = summary.cycle_rows([first, second])
+    assert [row.published_found for row in rows] == [None, 1421]
+    assert rows[1].published_precision == 100 * 1421 / 1500
+    cells = summary.table_cells(rows)
+    assert cells[0][-2:] == ["published found", "published precision"]
+    assert cells[2] == ["1", "1500", "1400", "93.3 %", "0.9700", "0.9500", "800", "1421", "94.7 %"]
+    summary.write_markdown(tmp_path / "x.md", "title", rows, notes=["a note"], figure="x.png", commands="python x.py")
+    lines = (tmp_path / "x.md").read_text().splitlines()
+    assert "- a note" in lines and "| " + " | ".join(["---"] * 9) + " |" in lines and "python x.py" in lines
+    for changed in ({"labeled": labeled[::-1]}, {"mismatch": 0.6}, {"dataset": "cifar10+svhn"}):
+        assert summary.published_found([dataclasses.replace(first, **changed), second]) == ()
+    assert summary.published_found([first, dataclasses.replace(second, queried=list(range(150)))]) == ()
