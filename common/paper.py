@@ -94,6 +94,5 @@ def recipe_for(dataset: str, *, pool: int, classes: int) -> Recipe:
 PUBLISHED_FOUND = (1421, 1395, 1395, 1422, 1390, 1171, 439)
 PUBLISHED_QUERIED = 1500
 PUBLISHED_POOL_TARGETS = 9200  # target images in the pool
-# SHA-256 of that experiment's initial labeled set and pool, see common.provenance.int64_digest.
+# SHA-256 of the initial labeled set, see common.provenance.int64_digest.
 PUBLISHED_LABELED = "d896584df08687d3f52bf1d00df50edcc243d1b6d632595e53676353d998f4dc"
-PUBLISHED_POOL = "c72db81b66e5096a68242250af5b8ffd89b44cf9813e8a854781d7598fde191d"
