@@ -54,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = PARSER.parse(argv)
     training, process = settings.training, settings.process
     check_mode(training.mode, settings.encoder.shift_trans_type)
-    folder = run_folder(training, name=default_name(settings))
-    with session(process, precision=settings.encoder.precision, on_stop="finish") as current, folder_lock(folder):
+    with (
+        session(process, precision=settings.encoder.precision, on_stop="finish") as current,
+        folder_lock(folder := distributed.from_first(lambda: run_folder(training, name=default_name(settings)))),
+    ):
         resume = training.resume == "auto" or bool(training.resume_path)
         continued = distributed.from_first(lambda: find_run(folder, resume=resume))
         keep_freed_memory()
@@ -133,7 +135,7 @@ def train(
     """Trains the epochs that are left; logs each, and saves as --save_step says, at the end and before a stop."""
     training = settings.training
     images, labels = to_device(data.train_images, data.train_labels, current.device)
-    test_images, test_labels = to_device(data.test_images, data.test_labels, current.device)
+    test = to_device(data.test_images, data.test_labels, current.device)
     indices, example = torch.from_numpy(split.contrast()).to(current.device), None
     if training.compile == "on":
         log("compiling the training step, once, for about a minute")
@@ -166,9 +168,8 @@ def train(
             if stats is None:
                 run.save_and_stop()
             last = epoch == training.epochs
-            if distributed.is_main() and len(test_labels) and (last or epoch % training.error_step == 0):
-                test = run.encoder, test_images, test_labels
-                stats["test_probe_accuracy"] = probe_accuracy(*test, precision=current.precision)
+            if distributed.is_main() and len(test[1]) and (last or epoch % training.error_step == 0):
+                stats["test_probe_accuracy"] = probe_accuracy(run.encoder, *test, precision=current.precision)
             run_log.write(epoch, stats)
             log(epoch_line(epoch, training.epochs, stats))
             run.finish_epoch()
