@@ -1,1 +1,1 @@
-"""The fault campaign: kills, full disks and torn files at drawn moments, and what continuing makes of them."""
+"""The fault campaign: kills, full disks and torn files at random moments, and what continuing makes of them."""

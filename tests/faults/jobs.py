@@ -1,7 +1,5 @@
 """The commands that the campaign disturbs, and what each of them leaves as its result."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Callable
@@ -11,31 +9,26 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from common.files import read_json, read_npz
+
 DATA = "--dataset digits --mismatch 0.8 --device cpu"
 NET = f"{DATA} --model resnet8 --precision fp32"
-RECIPE = "--optimizer adam --lr_init 3e-4 --warmup 1 --save_step 1 --error_step 2 --epochs 3 --resume auto"
-QUERY = (
-    f"{NET} --shift_trans_type rotation --load_semantic_path {{reference}}/semantic/last.model "
-    "--load_feature_path {reference}/distinctive/last.model --ood_samples 2 --target 20 --split 5 "
-    "--index_dir {out}/indices --resume auto"
-)
-VARYING = {"seconds", "images_per_second"}  # values of log.jsonl that differ from run to run
+TRAIN = f"{NET} --optimizer adam --lr_init 3e-4 --warmup 1 --save_step 1 --error_step 2 --epochs 3 --resume auto"
+CLOCK = {"seconds", "images_per_second"}  # values that differ from run to run
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command.
+    """A command; given again after a fault, it must end with the result of a run without one.
 
     Attributes:
         name: In the table.
-        script: Which one.
+        script: The command.
         flags: Its flags, in which {out} is the folder of the run and {reference} that of the undisturbed runs.
-        result: What the folder holds in the end, as values that can be compared.
-        processes: Under torchrun, if more than one.
+        result: What the folder holds in the end, by name, to the bit.
+        processes: How many.
         needs: Jobs whose undisturbed runs it reads.
-        torn: Ends of the names of files that may end up torn, and from which renaming in a launch on: those that the
-            command writes again by itself.
+        torn: The end of the name of a file that may end up torn, and at which renaming.
     """
 
     name: str
@@ -44,24 +37,24 @@ class Job:
     result: Callable[[Path], dict[str, Any]]
     processes: int = 1
     needs: tuple[str, ...] = ()
-    torn: tuple[tuple[str, int], ...] = ()
-
-    def words(self, out: Path, reference: Path) -> list[str]:
-        """The flags for a run in a folder."""
-        return [word.format(out=out, reference=reference) for word in self.flags.split()]
+    torn: tuple[str, int] | None = None
 
 
 def training_result(folder: Path) -> dict[str, Any]:
-    """Weights and the log's values."""
+    """The bytes of the weights, and the log's values."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    log = [{name: value for name, value in line.items() if name not in VARYING} for line in lines]
-    return {"log.jsonl": log, **torch.load(folder / "last.model", weights_only=True)}
+    log = [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+    state = torch.load(folder / "last.model", weights_only=True)
+    return {"log.jsonl": log, **{name: value.numpy().tobytes() for name, value in state.items()}}
 
 
 def query_result(folder: Path) -> dict[str, Any]:
-    """The index files without the time that a cycle took."""
-    found = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("indices/cycle_*.json"))}
-    return {name: {**content, "seconds": 0} for name, content in found.items()}
+    """The index files without the time that a cycle took, and the bytes of the scores."""
+    found = {path.name: {**read_json(path), "seconds": 0} for path in folder.glob("cycle_*.json")}
+    for path in folder.glob("scores/cycle_*.npz"):
+        arrays = read_npz(path, ["queried", "query_score"])
+        found |= {f"{path.name} {name}": array.tobytes() for name, array in arrays.items()}
+    return found
 
 
 def classifier_result(folder: Path) -> dict[str, Any]:
@@ -70,73 +63,26 @@ def classifier_result(folder: Path) -> dict[str, Any]:
         return {"rows": [{**row, "seconds": ""} for row in csv.DictReader(file)]}
 
 
-def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Names of the values that are not the same, to the bit."""
-    return [name for name in sorted({*found, *expected}) if not _same(found.get(name), expected.get(name))]
+def training(name: str, flags: str, *, processes: int = 1) -> Job:
+    """A run of contrast_main.py; a torn first checkpoint would have none before it to fall back on."""
+    words = f"{TRAIN} {flags} --logdir {{out}}"
+    return Job(name, "contrast_main.py", words, training_result, processes=processes, torn=("last.ckpt", 2))
 
 
-def _same(found: Any, expected: Any) -> bool:
-    if isinstance(found, torch.Tensor) and isinstance(expected, torch.Tensor):
-        return torch.equal(found, expected)
-    return type(found) is type(expected) and found == expected
+def query(name: str, flags: str, *, needs: tuple[str, ...] = ()) -> Job:
+    """A run of active_main.py; with --overwrite an interrupted one starts again."""
+    words = f"{flags} --queries_per_class 20 --cycles 5 --index_dir {{out}} --overwrite"
+    return Job(name, "active_main.py", words, query_result, needs=needs, torn=("cycle_2.json", 1))
 
 
-CHECKPOINT = (("last.ckpt", 2),)  # the first one has none before it to fall back on
-JOBS = {
-    job.name: job
-    for job in (
-        Job(
-            "semantic",
-            "contrast_main.py",
-            f"{NET} {RECIPE} --mode semantic --batch_size 64 --logdir {{out}}",
-            training_result,
-            torn=CHECKPOINT,
-        ),
-        Job(
-            "distinctive",
-            "contrast_main.py",
-            f"{NET} {RECIPE} --mode distinctive --shift_trans_type rotation --batch_size 64 --logdir {{out}}",
-            training_result,
-            torn=CHECKPOINT,
-        ),
-        Job(
-            "query",
-            "active_main.py",
-            f"{QUERY} --feature_cache {{out}}/features",
-            query_result,
-            needs=("semantic", "distinctive"),
-            torn=(("cycle_1.json", 1), ("cycle_3.json", 1)),
-        ),
-        Job(
-            "random-query",
-            "active_main.py",
-            f"{DATA} --strategy random --target 20 --split 5 --index_dir {{out}}/indices --resume auto",
-            query_result,
-            torn=(("cycle_0.json", 1), ("cycle_2.json", 1)),
-        ),
-        Job(
-            "classifier",
-            "train_classifier/main.py",
-            f"{DATA} --split 2 --runs 2 --epochs 2 --index_dir {{reference}}/random-query/indices --out_path {{out}}",
-            classifier_result,
-            needs=("random-query",),
-        ),
-        Job(
-            "two-ranks",
-            "contrast_main.py",
-            f"{NET} {RECIPE} --mode semantic --batch_size 32 --logdir {{out}}",
-            training_result,
-            processes=2,
-            torn=CHECKPOINT,
-        ),
-        Job(
-            "two-ranks-query",
-            "active_main.py",
-            QUERY,
-            query_result,
-            processes=2,
-            needs=("semantic", "distinctive"),
-            torn=(("cycle_2.json", 1),),
-        ),
-    )
-}
+CLASSIFY = f"{DATA} --cycles 2 --runs 2 --epochs 2 --index_dir {{reference}}/random-query --out_path {{out}}"
+QUERY = f"{NET} --shift_trans_type rotation --load_path {{reference}} --views 2"
+ALL = (
+    training("semantic", "--mode semantic --batch_size 64"),
+    training("distinctive", "--mode distinctive --shift_trans_type rotation --batch_size 64"),
+    training("two-ranks", "--mode semantic --batch_size 32", processes=2),
+    query("query", QUERY, needs=("semantic", "distinctive")),
+    query("random-query", f"{DATA} --strategy random"),
+    Job("classifier", "train_classifier/main.py", CLASSIFY, classifier_result, needs=("random-query",)),
+)
+JOBS = {job.name: job for job in ALL}
