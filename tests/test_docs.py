@@ -7,19 +7,20 @@ import pytest
 import torch
 
 import datasets
-import evals.query
 import models
+from common.settings import DataSettings
 from datasets.base import UNKNOWN
 from datasets.split import given_split
-from evals.cycles import query_cycles
+from evals.cycles import QueryLoop
 from evals.features import FeatureBank
+from evals.strategies import STRATEGIES
 
 
 @pytest.fixture(scope="module")
 def added(root):
     """The names that the page's code defines; the tables that it extends are put back afterwards."""
     text = (root / "docs" / "extending.md").read_text()
-    tables = (evals.query.STRATEGIES, models.BACKBONES, datasets.LOADERS)
+    tables = (STRATEGIES, models.BACKBONES, datasets.LOADERS)
     before = [dict(table) for table in tables]
     names = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
@@ -38,20 +39,7 @@ def test_the_strategy_queries_the_least_similar_image_of_each_class(added):
     bank = FeatureBank(np.arange(6), points[:, None])
     known = np.where(np.arange(6) < 2, labels, UNKNOWN)
     split = given_split(known, labels, num_classes=2, seed=0, content="")
-    cycle = next(
-        query_cycles(
-            split,
-            labels,
-            {"semantic": bank},
-            evals.query.STRATEGIES["farthest"],
-            cycles=1,
-            target=1,
-            k=100,
-            t=0.9,
-            seed=0,
-            device=torch.device("cpu"),
-        )
-    )
+    cycle = QueryLoop({"semantic": bank}, split, labels, STRATEGIES["farthest"]).query(1, 1)
     assert cycle.result.indices.tolist() == [3, 5]
 
 
@@ -63,7 +51,8 @@ def test_the_backbone_encodes(added):
 
 
 def test_the_data_set_gives_a_split(added):
-    data, split = datasets.load_data_and_split("fake", "", mismatch=0.5, target_classes=["c", "a"], initial_budget=4)
+    wanted = DataSettings(dataset="fake", data_path="", mismatch=0.5, target_classes=("c", "a"), initial_budget=4)
+    data, split = datasets.load_data_and_split(wanted)
     assert data.train_images.shape == (150, 32, 32, 3)
     assert split.target_classes == (2, 0)
     assert len(split.labeled) == 4
