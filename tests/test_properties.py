@@ -13,23 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.files import read_json, write_json
-from common.provenance import int64_digest
 from datasets.index_files import IndexFile, read_index_file, write_index_file
-from datasets.results_file import COLUMNS, Row, append_row, read_rows
+from datasets.results_file import Row, append_row, read_rows
 from datasets.split import Split, make_split
-from evals.cycles import Cycle, query_cycles
+from evals.cycles import QueryLoop, simulate
 from evals.features import FeatureBank
-from evals.query import STRATEGIES
 from evals.scores import Neighbours, Scorer, add_labeled, distinctive_distance, min_max, semantic_score
+from evals.strategies import STRATEGIES
 from training.losses import nt_xent
 from utils import InputError
 
 always = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 fewer = settings(always, max_examples=12)  # whole queries take longer
 seeds = st.integers(0, 2**32 - 1)
-
-
-# Splits
 
 
 def drawn_split(seed: int) -> tuple[np.ndarray, Split]:
@@ -51,8 +47,7 @@ def drawn_split(seed: int) -> tuple[np.ndarray, Split]:
 
 def check_partition(split: Split, initial: Split, labels: np.ndarray) -> None:
     """Labeled, pool and set aside share no image, and are together what the initial split had."""
-    parts = [split.labeled, split.unlabeled, split.set_aside]
-    everything = np.concatenate(parts)
+    everything = np.concatenate([split.labeled, split.unlabeled, split.set_aside])
     assert len(np.unique(everything)) == len(everything)
     assert set(everything) == set(initial.labeled) | set(initial.unlabeled)
     assert np.isin(labels[split.labeled], split.target_classes).all()
@@ -81,17 +76,6 @@ def test_annotation_moves_images_and_loses_none(seed):
 
 @always
 @given(seeds)
-def test_the_order_of_a_query_changes_the_order_alone(seed):
-    labels, split = drawn_split(seed)
-    rng = np.random.default_rng(seed)
-    asked = rng.permutation(split.unlabeled)[:10]
-    one, other = split.annotate(asked, labels), split.annotate(rng.permutation(asked), labels)
-    assert np.array_equal(one.unlabeled, other.unlabeled)
-    assert set(one.labeled) == set(other.labeled) and set(one.set_aside) == set(other.set_aside)
-
-
-@always
-@given(seeds)
 def test_strangers_and_repeats_are_never_annotated(seed):
     labels, split = drawn_split(seed)
     inside = int(split.unlabeled[seed % len(split.unlabeled)])
@@ -101,49 +85,33 @@ def test_strangers_and_repeats_are_never_annotated(seed):
             split.annotate(np.asarray(asked), labels)
 
 
-@always
-@given(seeds)
-def test_class_numbers_are_places_and_go_back(seed):
-    labels, split = drawn_split(seed)
-    numbers = split.class_numbers(labels[split.labeled])
-    assert np.array_equal(np.asarray(split.target_classes)[numbers], labels[split.labeled])
-
-
-# Whole queries
-
-
-def banks_for(labels: np.ndarray, split: Split, rng: np.random.Generator) -> dict[str, FeatureBank]:
-    """Features in which classes lie apart, more or less, with ties."""
-    indices = np.sort(np.concatenate([split.labeled, split.unlabeled]))
-    banks = {}
-    for name, shifts in (("semantic", 1), ("distinctive", 4)):
-        noise = rng.integers(-2, 3, (len(indices), shifts, 6)).astype(np.float32)
+def banks_for(name: str, labels: np.ndarray, split: Split, seed: int, *, ties: bool = True) -> dict[str, FeatureBank]:
+    """Features for a strategy, in which classes lie apart, more or less."""
+    rng, indices, banks = np.random.default_rng(seed), np.sort(np.concatenate([split.labeled, split.unlabeled])), {}
+    for encoder, shifts in (("semantic", 1), ("distinctive", 4)):
+        shape = len(indices), shifts, 6
+        noise = rng.integers(-2, 3, shape).astype(np.float32) if ties else rng.normal(size=shape).astype(np.float32)
         centre = np.eye(6, dtype=np.float32)[labels[indices]][:, None] * rng.integers(0, 6)
-        banks[name] = FeatureBank(indices, torch.from_numpy(noise + centre + 0.5))
-    return banks
-
-
-def cycles_of(labels: np.ndarray, split: Split, name: str, seed: int, **changes) -> list[Cycle]:
-    banks = banks_for(labels, split, np.random.default_rng(seed))
-    strategy = STRATEGIES[name]
-    given_settings = {"cycles": 4, "target": 1 + seed % 9, "k": 20.0, "t": 0.7, "seed": seed, **changes}
-    return list(query_cycles(split, labels, {key: banks[key] for key in strategy.needs}, strategy, **given_settings))
+        banks[encoder] = FeatureBank(indices, torch.from_numpy(noise + centre + 0.5))
+    return {encoder: banks[encoder] for encoder in STRATEGIES[name].needs}
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 @fewer
 @given(seeds)
-def test_a_query_keeps_its_budget_its_pool_and_its_promises(name, seed):
+def test_a_query_keeps_its_budget_and_its_pool(name, seed):
     labels, initial = drawn_split(seed)
-    target, classes = 1 + seed % 9, len(initial.target_classes)
+    budget, classes = 1 + seed % 9, len(initial.target_classes)
     before, queried = initial, []
-    for cycle in cycles_of(labels, initial, name, seed):
+    loop = QueryLoop(
+        banks_for(name, labels, initial, seed), initial, labels, STRATEGIES[name], k=20.0, t=0.7, seed=seed
+    )
+    for cycle in simulate(loop, cycles=4, queries_per_class=budget):
         asked = cycle.result.indices
-        assert len(asked) <= target * classes
-        assert len(asked) + sum(cycle.result.shortfall.values()) == target * classes
+        assert len(asked) + sum(cycle.result.shortfall.values()) == budget * classes
         assert set(asked) <= set(before.unlabeled) and len(set(asked)) == len(asked)
         assert not set(asked) & set(queried)
-        assert all(np.bincount(cycle.result.pseudo_class, minlength=classes) <= target)
+        assert all(np.bincount(cycle.result.pseudo_class, minlength=classes) <= budget)
         check_partition(cycle.split, initial, labels)
         assert cycle.metrics["queried"] == len(asked)
         assert cycle.metrics["found"] == np.isin(labels[asked], initial.target_classes).sum()
@@ -163,13 +131,9 @@ def test_no_label_of_the_pool_reaches_a_query(name, seed):
     labels, split = drawn_split(seed)
     other = labels.copy()
     other[split.unlabeled] = np.random.default_rng(seed).permutation(other[split.unlabeled])
-    banks = banks_for(labels, split, np.random.default_rng(seed))
-    strategy, found = STRATEGIES[name], []
-    for truth in (labels, other):
-        kept = {key: banks[key] for key in strategy.needs}
-        first = next(query_cycles(split, truth, kept, strategy, cycles=1, target=5, seed=seed))
-        found.append(first.result.indices.tolist())
-    assert found[0] == found[1]
+    banks = banks_for(name, labels, split, seed)
+    one, two = (QueryLoop(banks, split, truth, STRATEGIES[name], seed=seed).query(1, 5) for truth in (labels, other))
+    assert one.result.indices.tolist() == two.result.indices.tolist()
 
 
 @pytest.mark.parametrize("name", ["ccal", "semantic", "distinctive"])
@@ -178,45 +142,30 @@ def test_no_label_of_the_pool_reaches_a_query(name, seed):
 def test_the_order_of_pool_and_labels_does_not_matter_to_scores(name, seed):
     """Up to rounding and ties, which draws from a continuous distribution do not have."""
     labels, split = drawn_split(seed)
-    rng = np.random.default_rng(seed)
-    indices = np.sort(np.concatenate([split.labeled, split.unlabeled]))
-    banks = {
-        key: FeatureBank(indices, torch.from_numpy(rng.normal(size=(len(indices), shifts, 6)).astype(np.float32)))
-        for key, shifts in (("semantic", 1), ("distinctive", 4))
-    }
-    shuffled = dataclasses.replace(
-        split, unlabeled=rng.permutation(split.unlabeled), labeled=rng.permutation(split.labeled)
-    )
-    strategy, found = STRATEGIES[name], []
-    for start in (split, shuffled):
-        kept = {key: banks[key] for key in strategy.needs}
-        cycle = next(query_cycles(start, labels, kept, strategy, cycles=1, target=5, k=5.0, t=0.5))
-        values = cycle.utilities.max(1).values.numpy()
-        found.append(dict(zip(cycle.inputs.pool.tolist(), values.tolist())))
+    rng, banks, found = np.random.default_rng(seed), banks_for(name, labels, split, seed, ties=False), []
+    changes = {part: rng.permutation(getattr(split, part)) for part in ("unlabeled", "labeled")}
+    for start in (split, dataclasses.replace(split, **changes)):
+        cycle = QueryLoop(banks, start, labels, STRATEGIES[name], k=5.0, t=0.5).query(1, 5)
+        found.append(dict(zip(cycle.inputs.pool.tolist(), cycle.utilities.amax(1).tolist())))
     assert found[0].keys() == found[1].keys()
     assert all(math.isclose(found[0][index], found[1][index], abs_tol=1e-5) for index in found[0])
-
-
-# Scores
 
 
 def scored(seed: int, *, scale: float = 1.0):
     rng = np.random.default_rng(seed)
     count, labeled, classes = int(rng.integers(1, 40)), int(rng.integers(6, 20)), int(rng.integers(1, 4))
-    semantic = torch.from_numpy(rng.normal(size=(count, 1, 5)).astype(np.float32)) * scale
-    distinctive = torch.from_numpy(rng.normal(size=(count, 4, 5)).astype(np.float32)) * scale
-    scorer = Scorer(semantic, distinctive, num_classes=classes, k=float(rng.integers(1, 200)), t=float(rng.random()))
-    numbers = torch.arange(labeled) % classes
-    near = torch.from_numpy(rng.normal(size=(labeled, 1, 5)).astype(np.float32)) * scale
-    unlike = torch.from_numpy(rng.normal(size=(labeled, 4, 5)).astype(np.float32)) * scale
-    scorer.add_labeled(near, unlike, numbers)
-    remaining = torch.from_numpy(rng.permutation(count)[: rng.integers(1, count + 1)])
-    return scorer.scores(remaining), classes
+    pool, known = (
+        [torch.from_numpy(rng.normal(size=(n, shifts, 5)).astype(np.float32)) * scale for shifts in (1, 4)]
+        for n in (count, labeled)
+    )
+    scorer = Scorer(*pool, num_classes=classes, k=float(rng.integers(1, 200)), t=float(rng.random()))
+    scorer.add_labeled(*known, torch.arange(labeled) % classes)
+    return scorer.scores(torch.from_numpy(rng.permutation(count)[: rng.integers(1, count + 1)])), classes
 
 
 @always
-@given(seeds)
-def test_scores_stay_in_their_ranges(seed):
+@given(seeds, st.floats(0.01, 100))
+def test_scores_stay_in_their_ranges_and_ignore_the_length_of_features(seed, scale):
     scores, classes = scored(seed)
     rounding = 1e-5
     assert (scores.similarity.abs() <= 1 + rounding).all()
@@ -226,14 +175,9 @@ def test_scores_stay_in_their_ranges(seed):
     # cos(u, a) - cos(u, b) is 0 to 2, cos(a, b) and cos(u, a) -1 to 1.
     assert ((scores.distance >= -2 - rounding) & (scores.distance <= 4 + rounding)).all()
     assert scores.distance.shape == scores.distinctive.shape == (len(scores.similarity), classes)
-
-
-@always
-@given(seeds, st.floats(0.01, 100))
-def test_the_length_of_features_does_not_matter(seed, scale):
-    one, other = scored(seed)[0], scored(seed, scale=scale)[0]
-    assert torch.allclose(one.similarity, other.similarity, atol=1e-5)
-    assert torch.allclose(one.distance, other.distance, atol=1e-5)
+    longer = scored(seed, scale=scale)[0]
+    assert torch.allclose(scores.similarity, longer.similarity, atol=rounding)
+    assert torch.allclose(scores.distance, longer.distance, atol=rounding)
 
 
 @always
@@ -241,16 +185,14 @@ def test_the_length_of_features_does_not_matter(seed, scale):
 def test_min_max_reaches_both_ends_and_keeps_the_order(values):
     found = min_max(torch.tensor(values))
     assert found.min() == 0 and found.max() == (1 if max(values) > min(values) else 0)
-    order = np.argsort(values, kind="stable")
-    assert (np.diff(found.numpy()[order]) >= 0).all()
+    assert (np.diff(found.numpy()[np.argsort(values, kind="stable")]) >= 0).all()
 
 
 @always
 @given(st.floats(0.1, 1000), st.floats(0, 1), st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30))
 def test_the_semantic_score_rises_through_0_at_t(k, t, values):
-    found = semantic_score(torch.tensor(sorted(values)), k=k, t=t)
+    found, signs = semantic_score(torch.tensor(sorted(values)), k=k, t=t), torch.tensor(sorted(values)) - t
     assert (found.diff() >= 0).all() and (found.abs() <= 1).all()
-    signs = torch.tensor(sorted(values)) - t
     assert ((found >= 0) | (signs <= 0)).all() and ((found <= 0) | (signs >= 0)).all()
 
 
@@ -268,7 +210,6 @@ def test_neighbours_are_the_same_in_one_go_or_many(seed):
     assert torch.allclose(tables[0].similarity, tables[1].similarity, atol=1e-6)
     assert torch.equal(tables[0].position, tables[1].position)
     assert torch.allclose(distinctive_distance(tables[0]), distinctive_distance(tables[1]), atol=1e-5)
-    assert len(tables[0]) == len(tables[1]) == len(labeled)
 
 
 @always
@@ -277,14 +218,10 @@ def test_nt_xent_does_not_depend_on_the_order_of_instances_or_views(seed, count,
     rng = np.random.default_rng(seed)
     views = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(2, count, 6))), dim=2)
     loss = nt_xent(views.flatten(0, 1), temperature=temperature)
-    order = torch.from_numpy(rng.permutation(count))
-    for other in (views[:, order], views.flip(0)):
+    for other in (views[:, torch.from_numpy(rng.permutation(count))], views.flip(0)):
         assert torch.isclose(nt_xent(other.flatten(0, 1), temperature=temperature), loss)
     # Every other view is as near as the positive at best, and 2 / T nearer at worst.
     assert 0 < loss < math.log(2 * count - 1) + 2 / temperature + 1e-9
-
-
-# Files
 
 
 names = st.from_regex(r"[A-Za-z0-9_-][\w.+-]{0,20}", fullmatch=True)
@@ -321,15 +258,11 @@ def index_contents(draw) -> IndexFile:
 @given(index_contents())
 def test_index_files_come_back_and_keep_to_the_data_set(tmp_path_factory, content):
     path = write_index_file(tmp_path_factory.mktemp("index"), content)
-    highest = max(content.labeled + content.queried + content.set_aside)
-    most = max(map(len, (content.labeled, content.queried, content.set_aside)))
-    enough = max(highest + 1, most)
-    assert read_index_file(path) == content
+    lists = content.labeled, content.queried, content.set_aside
+    enough = max(max(map(len, lists)), *(index + 1 for part in lists for index in part))
     assert read_index_file(path, split_digest=content.split_digest, n_images=enough) == content
     with pytest.raises(InputError):
         read_index_file(path, n_images=enough - 1)
-    with pytest.raises(InputError, match="belongs to another split"):
-        read_index_file(path, split_digest=content.split_digest + "0")
 
 
 @always
@@ -337,18 +270,7 @@ def test_index_files_come_back_and_keep_to_the_data_set(tmp_path_factory, conten
 def test_json_comes_back(tmp_path_factory, value):
     path = tmp_path_factory.mktemp("json") / "file.json"
     write_json(path, value)
-    assert read_json(path) == value
     assert json.dumps(read_json(path), sort_keys=True) == json.dumps(value, sort_keys=True)  # -0.0 and 1.0, too
-
-
-@always
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
-def test_digests_tell_lists_apart_by_order_and_content(values):
-    digest = int64_digest(values)
-    assert len(digest) == 64 and digest == int64_digest(np.asarray(values, dtype=np.int64))
-    assert int64_digest([*values, 0]) != digest
-    if len(values) > 1 and values != values[::-1]:
-        assert int64_digest(values[::-1]) != digest
 
 
 @st.composite
@@ -368,4 +290,3 @@ def test_rows_of_results_come_back_to_the_bit(tmp_path_factory, rows):
     for row in rows:
         append_row(path, row)
     assert read_rows(path) == rows
-    assert path.read_text().splitlines()[0] == ",".join(COLUMNS)

@@ -44,9 +44,9 @@ def unsafe_calls(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", OWN, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_executes_what_it_reads(path):
-    assert unsafe_calls(path.read_text()) == []
+def test_nothing_executes_what_it_reads():
+    found = {str(path.relative_to(ROOT)): unsafe_calls(path.read_text()) for path in OWN}
+    assert {path: calls for path, calls in found.items() if calls} == {}
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import pytest
 import active_main
 import contrast_main
 import train_classifier.main
-from common.cli import run_cli
 from common.files import read_json
+from common.session import run_command
 
 COMMANDS = {
     "contrast_main.py": contrast_main.main,
@@ -25,7 +25,7 @@ COMMANDS = {
     "-m train_classifier.main": train_classifier.main.main,
 }
 # What makes the run short; the order of steps, files and flags is the document's.
-SHORT = {"--epochs": "1", "--ood_samples": "1"}
+SHORT = {"--epochs": "1", "--views": "1"}
 KEPT = 60  # pool images of a short run
 Truth = Callable[[str], str]
 
@@ -41,7 +41,7 @@ def run(command: str, *, short: bool) -> None:
     words = words[len(name.split()) :]
     if short:
         words = [SHORT.get(before, word) for before, word in zip(["", *words], words)]
-    assert run_cli(COMMANDS[name], words) == 0, command
+    assert run_command(COMMANDS[name], words) == 0, command
 
 
 def label(command: str, truth: Truth) -> None:
