@@ -6,7 +6,7 @@ NET := $(DATA) --model resnet8 --precision fp32
 SHORT := --batch_size 64 --optimizer adam --lr_init 3e-4 --warmup 2
 VIEWS := --views 10 --resize_factor 0.54 --resize_fix
 QUERY := --queries_per_class 30 --cycles 4
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help setup demo reproduce test test-slow test-avx2 faults fuzz mutation qa lint
 help:

@@ -17,7 +17,6 @@ from datasets.folder.pictures import Unusable, read_picture
 from datasets.index_files import IndexFile, read_index_file, write_index_file
 from datasets.results_file import Row, append_row, read_rows
 from evals import feature_cache, kept
-from evals.annotation.label_csv import read_labels
 from models import build_encoder
 from training.optim import build_optimizer, load_optimizer
 from utils import InputError
@@ -151,18 +150,6 @@ def scores(folder: Path):
     return files, read
 
 
-def labels(folder: Path):
-    files, asked = (folder / "labels.csv", folder / "tabbed.csv"), ["a.png", "b c.png", "=d.png"]
-    files[0].write_text("path,label\na.png,cat\nb c.png,dog\n'=d.png,other\n")
-    files[1].write_bytes('\ufefflabel\tpath\r\ncat\ta.png\r\ndog\t"b c.png"\r\n'.encode())
-
-    def read(path: Path) -> None:
-        found = read_labels(path, asked, ["cat", "dog"], partial=True)
-        assert set(found) <= set(asked) and set(found.values()) <= {"cat", "dog", None}
-
-    return files, read
-
-
 def picture(folder: Path):
     files = tuple(folder / f"picture.{end}" for end in ("png", "jpg", "bmp", "webp"))
     for file in files:
@@ -192,4 +179,4 @@ def image_cache(folder: Path):
     return tuple(folder / ".ccal_cache" / "32" / name for name in ("manifest.json", "images.npy")), read
 
 
-MAKERS = (index_file, npz, weights, resume_checkpoint, results, features, scores, labels, picture, image_cache)
+MAKERS = (index_file, npz, weights, resume_checkpoint, results, features, scores, picture, image_cache)
