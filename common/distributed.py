@@ -277,16 +277,3 @@ def _require_apex() -> Any:
             "--parallel apex needs an NVIDIA apex build that still has apex.parallel, built from source "
             "(the PyPI package named apex is something else); leave the flag out to use torch's own"
         ) from None
-
-
-# Until the scripts use common/session.py.
-session, setup = process_group, choose_device
-
-
-def enter(stage: str) -> None:
-    """Until its callers are gone."""
-
-
-def local_rank() -> int:
-    """Until its callers are gone."""
-    return launcher().local_rank

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from common.paper import DEFAULT_BUDGET, DEFAULT_MISMATCH, PROTOCOLS
 from common.settings import DataSettings
@@ -53,7 +52,7 @@ def load_dataset(
     return data
 
 
-def load_data_and_split(settings: DataSettings | str, data_path: str | Path = "", **old: Any) -> tuple[Dataset, Split]:
+def load_data_and_split(settings: DataSettings) -> tuple[Dataset, Split]:
     """Loads a data set and draws its initial split; what is None takes the value of the data set's protocol.
 
     With ``others`` the pool's other images come from further data sets, see datasets.mixed. A folder of images that
@@ -62,9 +61,6 @@ def load_data_and_split(settings: DataSettings | str, data_path: str | Path = ""
     Raises:
         InputError: See load_dataset and make_split; a data set without a protocol needs target classes.
     """
-    if isinstance(settings, str):  # until all callers hand in settings
-        old["mismatch"] = None if old.get("mismatch") == DEFAULT_MISMATCH else old.get("mismatch")
-        settings = DataSettings(dataset=settings, data_path=str(data_path), **old)
     name, path = settings.dataset, Path(settings.data_path).expanduser()
     if settings.others_path is not None and not settings.others:
         raise InputError(f"--others_path {settings.others_path} is for --others; leave it out")

@@ -9,6 +9,8 @@ import sys
 import torch
 
 from common import checkpoint
+from common.settings import DataSettings
+from datasets import load_data_and_split
 
 MODES = {
     "semantic": ["--mode", "semantic"],
@@ -98,3 +100,9 @@ def assert_same_run(folder, reference):
         assert equal(one[key], other[key]), key
     assert [line["epoch"] for line in log_lines(folder)] == list(range(1, one["epoch"] + 1))
     assert without_clock(log_lines(folder)) == without_clock(log_lines(reference))
+
+
+def load_split(dataset, data_path="", **settings):
+    """load_data_and_split of these settings; a mismatch of None is the default."""
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    return load_data_and_split(DataSettings(dataset=dataset, data_path=str(data_path), **given))

@@ -17,7 +17,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 KILLED = """
 import os, signal, sys
 import contrast_main
-from common.cli import run_cli
+from common.session import run_command
 
 train = contrast_main.train_one_epoch
 
@@ -32,7 +32,7 @@ def train_until_killed(model, forward, *rest, **settings):
     return train(model, dying, *rest, **settings)
 
 contrast_main.train_one_epoch = train_until_killed
-sys.exit(run_cli(contrast_main.main))
+sys.exit(run_command(contrast_main.main))
 """
 
 
@@ -146,12 +146,12 @@ def test_a_failure_on_one_machine_is_told_and_ends_the_other(machines, root, fla
         textwrap.dedent("""
         import os, sys
         import contrast_main
-        from common.cli import run_cli
+        from common.session import run_command
 
         words = sys.argv[1:]
         if os.environ["RANK"] == "1":
             words[words.index("--data_path") + 1] = "/not/here.npz"
-        sys.exit(run_cli(contrast_main.main, words))
+        sys.exit(run_command(contrast_main.main, words))
         """)
     )
     running = launch_on(machines, root, [script, *flags(logdir=tmp_path / "run")])

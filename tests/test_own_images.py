@@ -12,7 +12,7 @@ import active_main
 import contrast_main
 import reproduce
 import train_classifier.main
-from common.cli import run_cli
+from common.session import run_command
 from training.engine import _means
 
 NETWORK = ["--model", "resnet8", "--device", "cpu", "--precision", "fp32"]
@@ -37,7 +37,7 @@ def root(tmp_path):
 
 def train(root, *more):
     words = ["--dataset", "folder", "--data_path", str(root), *NETWORK, "--mode", "semantic", "--batch_size", "8"]
-    return run_cli(contrast_main.main, [*words, *map(str, more)])
+    return run_command(contrast_main.main, [*words, *map(str, more)])
 
 
 def error(capsys):
@@ -99,10 +99,10 @@ def test_the_backbone_follows_the_image_size(flags, backbone):
 def test_no_oracle_is_made_up(root, tmp_path, capsys):
     folder = ["--dataset", "folder", "--data_path", str(root)]
     words = [*folder, "--strategy", "random", "--target", "2", "--index_dir", str(tmp_path / "index")]
-    assert run_cli(active_main.main, words) == 2
+    assert run_command(active_main.main, words) == 2
     assert "give --annotate" in error(capsys)
     assert not (tmp_path / "index").exists()
-    assert run_cli(reproduce.main, [*folder, "--out", str(tmp_path / "all"), "--device", "cpu"]) == 2
+    assert run_command(reproduce.main, [*folder, "--out", str(tmp_path / "all"), "--device", "cpu"]) == 2
     assert "there is no query to simulate" in error(capsys)
 
 
@@ -114,11 +114,11 @@ def test_a_benchmark_by_class_name(tmp_path, capsys):
     data = ["--dataset", "folder", "--data_path", str(tmp_path / "data"), "--target_classes", "fox", "cat"]
     data += ["--mismatch", "0.25", "--initial_budget", "8", "--device", "cpu"]
     query = ["--strategy", "random", "--target", "3", "--split", "1", "--index_dir", str(tmp_path / "index")]
-    assert run_cli(active_main.main, [*data, *query]) == 0
+    assert run_command(active_main.main, [*data, *query]) == 0
     content = json.loads((tmp_path / "index/cycle_1.json").read_text())
     assert (content["target_classes"], content["mismatch"]) == ([2, 0], 0.25)
     classify = ["--epochs", "1", "--runs", "1", "--split", "1", "--out_path", str(tmp_path / "out")]
-    assert run_cli(train_classifier.main.main, [*data, *classify, "--index_dir", str(tmp_path / "index")]) == 0
+    assert run_command(train_classifier.main.main, [*data, *classify, "--index_dir", str(tmp_path / "index")]) == 0
     assert len((tmp_path / "out/results.csv").read_text().splitlines()) == 3
 
 
@@ -130,15 +130,15 @@ def test_encoders_of_a_mixed_pool_are_queried_with_the_same_flags(tmp_path, caps
     data = ["--dataset", "digits", "--target_classes", "0", "--initial_budget", "120", "--mismatch", "0.4", *NETWORK]
     mixed = [*data, "--others", str(tmp_path / "sky")]
     words = ["--mode", "semantic", "--epochs", "1", "--batch_size", "16", "--logdir", str(tmp_path / "semantic")]
-    assert run_cli(contrast_main.main, [*mixed, *words]) == 0
+    assert run_command(contrast_main.main, [*mixed, *words]) == 0
     assert re.search(r"pool of \d+ images: \d+ from digits, \d+ from sky", capsys.readouterr().out)
     query = ["--strategy", "semantic", "--load_path", str(tmp_path), "--target", "2", "--split", "1"]
     query += ["--index_dir", str(tmp_path / "index")]
-    assert run_cli(active_main.main, [*mixed, *query]) == 0
+    assert run_command(active_main.main, [*mixed, *query]) == 0
     content = json.loads((tmp_path / "index/cycle_1.json").read_text())
     assert set(content["metrics"]["queried_by_source"]) == {"digits", "sky"}
     assert content["dataset"] == "digits+sky"
     capsys.readouterr()
     other = [*data, "--others", str(tmp_path / "sea"), *query, "--overwrite"]
-    assert run_cli(active_main.main, other) == 2
+    assert run_command(active_main.main, other) == 2
     assert "was trained on another split" in error(capsys)

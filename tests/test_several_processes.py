@@ -95,7 +95,7 @@ def test_a_run_with_a_batch_per_process_goes_on_with_that_global_batch_and_no_ot
     contrast_main.main(words)  # nothing is left to train, and nothing has been refused
     assert_same_run(folder, whole("semantic"))
     words[words.index("--global_batch_size") + 1] = "20"
-    assert contrast_main.run_cli(contrast_main.main, words) == 2
+    assert contrast_main.run_command(contrast_main.main, words) == 2
     told = capsys.readouterr().err
     assert "other flags (" in told and "--global_batch_size was None, is 20" in told
     assert (folder / "last.ckpt").read_bytes() == before["last.ckpt"]
@@ -249,7 +249,7 @@ def query_words(folder, data):
 def enter_in_turn(words, rank, path):
     """Four processes, as of two machines with two each."""
     os.environ["LOCAL_RANK"] = str(rank % 2)
-    with distributed.session("cpu"):
+    with distributed.process_group("cpu"):
         with distributed.first_here():
             if rank in (0, 2):
                 time.sleep(0.3)
@@ -266,7 +266,7 @@ def test_the_first_of_each_machine_goes_before_its_others_and_the_first_of_all_b
 
 
 def answer(words, rank, what):
-    with distributed.session("cpu"):
+    with distributed.process_group("cpu"):
         if what == "value":
             assert distributed.from_first(lambda: {"rank": rank}) == {"rank": 0}
         if what == "same":
@@ -314,7 +314,7 @@ class NoRate:
 
 def train_linear(words, rank, path, epochs):
     """Some epochs of a linear encoder on 21 images in global batches of 8, from the weights in a file on."""
-    with distributed.session("cpu") as device:
+    with distributed.process_group("cpu") as device:
         generator = torch.Generator().manual_seed(3)
         images = torch.randint(0, 256, (21, 3, 4, 4), dtype=torch.uint8, generator=generator)
         torch.manual_seed(0)

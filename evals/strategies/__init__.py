@@ -2,7 +2,7 @@
 
 A strategy is a function from ``QueryInputs`` to utilities (U, C): how much each unqueried image is worth for each
 target class, -inf where it is not a candidate. To add one, write the function, enter it in STRATEGIES with the encoders
-that it needs, and add its name to ``common.arguments.STRATEGIES``, the flag's choices.
+that it needs, and add its name to ``common.settings.STRATEGIES``, the flag's choices.
 """
 
 from __future__ import annotations

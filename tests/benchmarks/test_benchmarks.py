@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import harness, plain, pool_scale, query, train_step
 from common.acceleration import Precision
-from common.cli import run_cli
+from common.session import run_command
 from utils import InputError
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
     ids=["query", "train_step", "pool_scale"],
 )
 def test_the_benchmark_runs_quickly_and_agrees(benchmark, said, capsys):
-    assert run_cli(benchmark.main, ["--quick", "--device", "cpu"]) == 0
+    assert run_command(benchmark.main, ["--quick", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert all(line in printed for line in said)
     assert "x " not in printed  # no ratio of sizes that mean nothing

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import classifier
-from common.cli import run_cli
+from common.session import run_command
 from train_classifier.engine import LabeledImages, draw_epoch, make_training_step, train_one_epoch
 from train_classifier.network import build_network
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_benchmark_runs_quickly_and_agrees(capsys):
-    assert run_cli(classifier.main, ["--quick", "--device", "cpu"]) == 0
+    assert run_command(classifier.main, ["--quick", "--device", "cpu"]) == 0
     assert capsys.readouterr().out == "both agree\n"
 
 

@@ -3,11 +3,11 @@
 import pytest
 
 from benchmarks import folder_index
-from common.cli import run_cli
+from common.session import run_command
 
 
 def test_the_benchmark_runs_quickly_and_agrees(capsys):
-    assert run_cli(folder_index.main, ["--quick"]) == 0
+    assert run_command(folder_index.main, ["--quick"]) == 0
     assert capsys.readouterr().out == "both agree\n"
 
 

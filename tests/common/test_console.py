@@ -78,7 +78,7 @@ for outer in console.progress(range(4), description="outer", unit="step"):
         pass
     console.log(f"line {outer} [red]")
 for broken in console.progress(range(4), description="broken"):
-    cli.run_cli(fail, [])
+    cli.run_command(fail, [])
     break
 """
 

@@ -20,7 +20,7 @@ from common.settings import (
     require_same,
 )
 from datasets import LOADERS
-from evals.query import STRATEGIES
+from evals.strategies import STRATEGIES
 from models import BACKBONES
 from models.transform_layers import SHIFT_COUNTS
 from utils import InputError

@@ -4,26 +4,25 @@ import numpy as np
 import pytest
 
 from common.paper import DEFAULT_BUDGET
-from datasets import class_numbers, load_data_and_split, load_dataset
+from datasets import class_numbers, load_dataset
+from tests.runs import load_split
 from utils import InputError
 
 
 def test_the_protocol_of_a_data_set_and_flags_instead():
-    data, split = load_data_and_split("digits", "~/nowhere", mismatch=0.5)
+    data, split = load_split("digits", "~/nowhere", mismatch=0.5)
     assert split.target_classes == (0, 1) and len(split.labeled) == 20
     # 143 zeros and 146 ones, 20 of them labeled: 269 targets in the pool and as many others.
     assert np.bincount(data.train_labels[split.unlabeled] < 2).tolist() == [269, 269]
     assert split.test.tolist() == np.flatnonzero(data.test_labels < 2).tolist()
-    _, split = load_data_and_split(
-        "digits", "~/nowhere", mismatch=0.25, target_classes=[7, 3], initial_budget=30, split_seed=5
-    )
+    _, split = load_split("digits", "~/nowhere", mismatch=0.25, target_classes=[7, 3], initial_budget=30, split_seed=5)
     assert (split.target_classes, len(split.labeled), split.mismatch, split.seed) == ((7, 3), 30, 0.25, 5)
 
 
 @pytest.mark.parametrize("name", ["svhn", "mnist", "fashion_mnist", "npz"])
 def test_without_a_protocol_target_classes_are_needed(name, tmp_path):
     with pytest.raises(InputError, match=f"--dataset {name} needs --target_classes"):  # before any file is looked for
-        load_data_and_split(name, tmp_path, mismatch=0.5)
+        load_split(name, tmp_path, mismatch=0.5)
 
 
 def test_the_default_budget_and_the_home_folder(tmp_path, monkeypatch):
@@ -33,7 +32,7 @@ def test_the_default_budget_and_the_home_folder(tmp_path, monkeypatch):
     np.savez(
         tmp_path / "a.npz", train_images=images, train_labels=labels, test_images=images[:9], test_labels=labels[:9]
     )
-    data, split = load_data_and_split("npz", "~/a.npz", mismatch=0.5, target_classes=(2,))
+    data, split = load_split("npz", "~/a.npz", mismatch=0.5, target_classes=(2,))
     assert len(split.labeled) == DEFAULT_BUDGET == 800 and len(split.unlabeled) == 400
     assert (split.test.tolist(), data.num_classes) == ([2, 5, 8], 3)
 
@@ -53,7 +52,7 @@ def test_flags_that_draw_a_split_are_refused_where_people_have_made_it(tmp_path,
     (tmp_path / "labeled").mkdir()
     (tmp_path / "unlabeled").mkdir()
     with pytest.raises(InputError, match=f"--{[*flag][0]} draws a split"):
-        load_data_and_split("folder", tmp_path, **{"mismatch": 0.8, **flag})
+        load_split("folder", tmp_path, **{**flag})
 
 
 @pytest.mark.parametrize("name", ["cifar", "CIFAR10", ""])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import load_data_and_split
 from datasets.mixed import counted, data_name, fitted
+from tests.runs import load_split
 from utils import InputError
 
 
@@ -37,7 +37,7 @@ def others(tmp_path):
 
 def load(target, others, *, mismatch=0.5, **options):
     draw = {"mismatch": mismatch, "target_classes": [0, 1], "initial_budget": 4}
-    return load_data_and_split("npz", target, **draw, others=others, **options)
+    return load_split("npz", target, **draw, others=others, **options)
 
 
 def test_who_is_drawn(target, others):
@@ -103,10 +103,10 @@ def test_bad_others(target, tmp_path):
             load(target, others)
     draw = {"mismatch": 0.5, "target_classes": [0], "initial_budget": 1}
     with pytest.raises(InputError, match=own):
-        load_data_and_split("digits", "", **draw, others=["digits"])
+        load_split("digits", "", **draw, others=["digits"])
     for flag in ("others_path", "cache_dir"):
         with pytest.raises(InputError, match=f"--{flag} x is for --"):
-            load_data_and_split("npz", target, **draw, **{flag: "x"})
+            load_split("npz", target, **draw, **{flag: "x"})
 
 
 def test_the_subfolders_in_use_are_no_others(tmp_path):
@@ -120,8 +120,8 @@ def test_the_subfolders_in_use_are_no_others(tmp_path):
     draw = {"mismatch": 0.5, "target_classes": ["cat"], "initial_budget": 1}
     for other in ("train/cat", "test"):
         with pytest.raises(InputError, match="holds the target classes themselves"):
-            load_data_and_split("folder", tmp_path, **draw, others=[str(tmp_path / other)])
-    data, split = load_data_and_split("folder", tmp_path, **draw, others=[str(tmp_path / "sky")])
+            load_split("folder", tmp_path, **draw, others=[str(tmp_path / other)])
+    data, split = load_split("folder", tmp_path, **draw, others=[str(tmp_path / "sky")])
     assert data.count_by_source(split.unlabeled) == {"folder": 2, "sky": 2}
     assert data.paths[-1] in {f"sky/{number}" for number in range(4)}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.cli import run_cli
 from common.provenance import int64_digest
+from common.session import run_command
 from datasets.index_files import IndexFile, write_index_file
 from datasets.results_file import Row, append_row
 from evals import summary
@@ -75,7 +75,7 @@ def test_the_table_puts_together_what_the_files_hold(tmp_path: Path, argv: list[
 )
 def test_what_cannot_be_put_together_is_refused(tmp_path: Path, argv: list[str], capsys, change, message) -> None:
     change(tmp_path)
-    assert run_cli(summary.main, argv) == 2
+    assert run_command(summary.main, argv) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import load_data_and_split, load_dataset
+from datasets import load_dataset
 from datasets.base import UNKNOWN
 from datasets.folder import index_others
+from tests.runs import load_split
 from utils import InputError
 
 
@@ -45,7 +46,7 @@ def report(root):
 
 
 def test_annotation_form(root):
-    data, split = load_data_and_split("folder", root, mismatch=0.8, split_seed=3)
+    data, split = load_split("folder", root, split_seed=3)
     values = [0, 1, 2, 10, 11, 30, 31, 20, 21, 22, 23]
     assert data.paths[4:8] == ("labeled/dog/d1.png", "unlabeled/dog/0.png", "unlabeled/dog/1.png", "unlabeled/u0.png")
     assert data.train_labels.tolist() == [0, 0, 0, 1, 1] + 6 * [UNKNOWN] and data.test_labels.tolist() == [0, 1]
