@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import csv
-import re
 import shlex
 import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 import active_main
 import train_classifier.main
@@ -20,13 +17,9 @@ from common.files import read_json
 from common.session import run_command
 from common.settings import DataSettings
 from datasets import load_data_and_split
-from datasets.folder.labels import OTHER
-from datasets.split import make_split
-from evals.cycles import query_cycles, query_once
-from evals.features import FeatureBank
-from evals.query import STRATEGIES
 from models import build_encoder
 from tests.evals.annotation.test_loop import KINDS, draw, labels_of
+from train_classifier.training_sets import read_training_set
 
 RANDOM = ["--strategy", "random", "--target", "4", "--seed", "1"]
 
@@ -81,22 +74,6 @@ def test_the_command_names_its_files_and_the_next_command(root, capsys):
     assert "--labels labels_cycle_2.csv" in capsys.readouterr().out.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--annotate", "--partial"], "--partial says how to take --labels"),
-        (["--labels", "x.csv"], "--labels x.csv goes with --annotate"),
-        (["--annotate", "--target", "100"], "the largest .* here is 12"),
-        ([], "give --annotate"),
-    ],
-)
-def test_what_is_refused_before_anything_is_written(root, capsys, more, message):
-    assert run_command(active_main.main, words(root, *RANDOM, *more)) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert re.search(message, line)
-    assert not (root / "query").exists()
-
-
 def test_with_encoders(root, capsys):
     """Classes are suggested; features that were kept fit the next cycle, set-aside images included."""
     _, split = load_data_and_split(DataSettings(dataset="folder", data_path=str(root / "mine")))
@@ -121,10 +98,12 @@ def test_the_classifier_trains_on_what_people_said(root, capsys):
     annotate(root, *RANDOM, "--labels", fill_in(root, 1))
     state = read_json(root / "query" / "cycle_1.json")
     data, split = load_data_and_split(DataSettings(dataset="folder", data_path=str(root / "mine")))
-    cycle = train_classifier.main.read_cycle(root / "query", 1, data=data, split=split)
-    assert [data.class_names[number] for number in cycle.classes] == list(labels_of(state).values())
+    training_set = read_training_set(root / "query", 1, data=data, split=split)
+    assert [data.class_names[number] for number in training_set.classes] == list(labels_of(state).values())
     by_path = dict(zip(data.paths, data.train_images))
-    assert all((image == by_path[path]).all() for image, path in zip(cycle.images, labels_of(state), strict=True))
+    assert all(
+        (image == by_path[path]).all() for image, path in zip(training_set.images, labels_of(state), strict=True)
+    )
     # A further image in the pool shifts the numbers: the finished rows still stand for the same images.
     classify = words(root, "--out_path", str(root / "results"), "--runs", "2", "--epochs", "1", "--split", "1")
     for kept in (0, 4):
@@ -132,20 +111,3 @@ def test_the_classifier_trains_on_what_people_said(root, capsys):
         assert run_command(train_classifier.main.main, classify) == 0
         assert capsys.readouterr().out.count("kept from results.csv") == kept
         draw(root / "mine" / "unlabeled" / "000.png", 800)
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_with_the_oracle_s_answers_each_query_is_that_of_the_simulation(strategy):
-    features = torch.randn(90, 4, 16, generator=torch.Generator().manual_seed(0))
-    shifts = {"semantic": features[:, :1], "distinctive": features}
-    banks = {name: FeatureBank(np.arange(90), values) for name, values in shifts.items()}
-    labels = np.arange(90) % 3
-    split = make_split(labels, labels, target_classes=(2, 0), mismatch=0.3, initial_budget=10)
-    settings = {"target": 4, "k": 10.0, "t": 0.5, "seed": 3}
-    known = np.full(90, OTHER)
-    for cycle in query_cycles(split, labels, banks, STRATEGIES[strategy], cycles=3, **settings):
-        known[split.labeled] = labels[split.labeled]
-        alone = query_once(split, known, banks, STRATEGIES[strategy], number=cycle.number, **settings)
-        assert alone.result.indices.tolist() == cycle.result.indices.tolist()
-        assert alone.result.pseudo_class.tolist() == cycle.result.pseudo_class.tolist()
-        split = cycle.split

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.console import shown
 from common.files import read_regular
-from datasets.base import shown
 from utils import InputError
 
 COLUMNS = ("path", "suggested_class", "joint_score", "semantic_score", "distinctive_score", "label")

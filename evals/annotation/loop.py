@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from common import distributed
-from common.console import log, warn
+from common.console import log, shown, warn
 from common.provenance import file_digest
-from datasets.base import Dataset, shown
+from datasets.base import Dataset
 from datasets.folder.labels import SET_ASIDE, Finder, class_number, locate
 from datasets.folder.pictures import read_thumbnail
 from datasets.index_files import IndexFile, index_path, numbered_files, read_index_file, write_index_file
@@ -28,6 +28,7 @@ from evals.annotation.label_csv import OTHER_LABEL, QueriedImage, check_class_na
 from evals.annotation.page import render_page
 from evals.annotation.queries import AnnotationQuery, read_query, write_query
 from evals.cycles import Cycle
+from evals.index_folder import index_file
 from evals.metrics import query_metrics
 from utils import InputError
 
@@ -176,8 +177,8 @@ def _were_taken(index_folder: Path, file: Path, progress: Progress, data: Datase
     if query is None or not lists_only(file, query.paths) or (waiting and lists_only(file, waiting.paths)):
         return False
     answers = read_labels(file, query.paths, query.class_names, partial=True)
-    index_file = index_path(index_folder, progress.cycle)
-    content = read_index_file(index_file)
+    path = index_path(index_folder, progress.cycle)
+    content = read_index_file(path)
     names = [content.class_names[number] for number in content.labels] + [None] * len(content.set_aside)
     taken = {path: name for (path, _), name in zip(content.files["labeled"] + content.files["set_aside"], names)}
     added = _find_in_pool([path for path in answers if path not in taken], query, progress, data)
@@ -188,7 +189,7 @@ def _were_taken(index_folder: Path, file: Path, progress: Progress, data: Datase
         raise InputError(
             f"--labels {file}: the labels of cycle {progress.cycle} were taken already, and {len(differing)} in this "
             f"file differ, such as that of {shown(first)} ({answers[first] or OTHER_LABEL}, before {before}); to "
-            f"replace them, move {index_file} away and give a csv with all labels of the cycle"
+            f"replace them, move {path} away and give a csv with all labels of the cycle"
         )
     return True
 
@@ -197,21 +198,17 @@ def _index_content(
     data: Dataset, split: Split, labels: np.ndarray, query: AnnotationQuery, queried: np.ndarray
 ) -> IndexFile:
     """A cycle's index file; ``split`` is that after the answers, ``queried`` the images that have one, (Q,)."""
-    metrics = {"labeled": len(split.labeled), "pool": len(split.unlabeled)}
+    content = index_file(data, split, strategy=query.strategy, settings=query.settings)
+    metrics = content.metrics
     if query.cycle:
         metrics |= query_metrics(labels[queried], target_classes=split.target_classes, found_before=0, pool_targets=0)
     if len(queried) < len(query.images):
         metrics["unanswered"] = len(query.images) - len(queried)
     parts = {"labeled": split.labeled, "queried": queried, "set_aside": split.set_aside}
-    return IndexFile(
-        dataset=data.name,
-        mismatch=split.mismatch,
-        split_digest=split.digest,
-        target_classes=list(split.target_classes),
-        strategy=query.strategy,
+    return dataclasses.replace(
+        content,
         cycle=query.cycle,
-        **{name: images.tolist() for name, images in parts.items()},
-        settings=query.settings,
+        queried=queried.tolist(),
         metrics=metrics,
         seconds=query.seconds,
         class_names=[data.class_names[label] for label in split.target_classes],

@@ -23,9 +23,9 @@ from datasets.base import Dataset
 from datasets.split import Split
 from evals.annotation import loop
 from evals.annotation.queries import AnnotationQuery
-from evals.cycles import query_once
+from evals.cycles import QueryLoop
 from evals.features import FeatureBank
-from evals.query import STRATEGIES
+from evals.strategies import STRATEGIES
 from utils import InputError
 
 KINDS = ("cat", "dog", "bird")  # birds are not a target class
@@ -70,8 +70,8 @@ class Project:
         progress = loop.resume_annotation(self.index, data, split, file=file, partial=partial, overwrite=overwrite)
         if progress.waiting or not len(progress.split.unlabeled):
             return progress.waiting
-        scoring = {"number": progress.cycle + 1, "target": target, "seed": seed}
-        cycle = query_once(progress.split, progress.labels, banks or {}, STRATEGIES[strategy], **scoring)
+        query_loop = QueryLoop(banks or {}, progress.split, progress.labels, STRATEGIES[strategy], seed=seed)
+        cycle = query_loop.query(progress.cycle + 1, target)
         return loop.write_next_query(self.index, self.images, progress, data, cycle, strategy=strategy, settings={})
 
     def fill_in(self, labels: dict[str, str]) -> Path:
@@ -260,7 +260,7 @@ def test_another_folder_of_images(project):
 def test_the_page_shows_what_was_scored_though_a_file_was_replaced(project):
     data, split = project.load()
     progress = loop.resume_annotation(project.index, data, split, file=None, partial=False, overwrite=False)
-    cycle = query_once(split, progress.labels, {}, STRATEGIES["random"], number=1, target=4)
+    cycle = QueryLoop({}, split, progress.labels, STRATEGIES["random"]).query(1, 4)
     scored = {data.paths[index]: np.array(data.train_images[index]) for index in cycle.result.indices}
     Image.new("RGB", (64, 48), "red").save(project.images / next(iter(scored)))
     query = loop.write_next_query(project.index, project.images, progress, data, cycle, strategy="random", settings={})
