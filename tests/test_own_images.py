@@ -13,7 +13,6 @@ import contrast_main
 import reproduce
 import train_classifier.main
 from common.session import run_command
-from training.engine import _means
 
 NETWORK = ["--model", "resnet8", "--device", "cpu", "--precision", "fp32"]
 
@@ -69,31 +68,12 @@ def test_with_a_test_set_the_probe_is_evaluated(root, tmp_path):
     assert line["test_probe_accuracy"] in (0, 50, 100)
 
 
-def test_steps_without_a_label_do_not_count_as_wrong():
-    values = torch.tensor([[100.0, 1.0], [float("nan"), 2.0], [50.0, 3.0], [float("nan"), 4.0]], dtype=torch.float64)
-    weights = torch.tensor([8.0, 8.0, 2.0, 8.0], dtype=torch.float64)
-    assert _means(values, weights).tolist() == pytest.approx([(800 + 100) / 10, (8 + 16 + 6 + 32) / 26])
-    none = _means(values[1:2], weights[1:2]).tolist()
-    assert np.isnan(none[0]) and none[1] == 2
-
-
 def test_a_changed_folder_is_not_resumed(root, tmp_path, capsys):
     assert train(root, "--epochs", 1, "--logdir", tmp_path / "run") == 0
     put(root / "unlabeled/new.png", 77)
     capsys.readouterr()
     assert train(root, "--epochs", 2, "--resume_path", tmp_path / "run") == 2
     assert "another split" in error(capsys)
-
-
-@pytest.mark.parametrize(
-    ("flags", "backbone"),
-    [([], "resnet18"), (["--image_size", "127"], "resnet18"), (["--image_size", "128"], "resnet18_imagenet")],
-)
-def test_the_backbone_follows_the_image_size(flags, backbone):
-    args = contrast_main.build_parser().parse_args(["--dataset", "folder", "--mode", "semantic", *flags])
-    assert contrast_main.arguments.resolved(args)["model"] == backbone
-    args = contrast_main.build_parser().parse_args(["--model", "resnet8", "--mode", "semantic", *flags])
-    assert contrast_main.arguments.resolved(args)["model"] == "resnet8"
 
 
 def test_no_oracle_is_made_up(root, tmp_path, capsys):
