@@ -33,13 +33,7 @@ Named = tuple[str, Query, str]  # a query with its name and colour
 
 
 def make_sections(runs: Sequence[Run], pools: Sequence[Pool], *, commands: Mapping[str, str]) -> list[Section]:
-    """The page's parts, in order.
-
-    Args:
-        runs: At least one.
-        pools: Of the runs with a query.
-        commands: What makes an ``encoder``, a ``query`` and a ``classifier``, for what a run lacks.
-    """
+    """The page's parts, in order; ``commands`` make an ``encoder``, a ``query`` and a ``classifier`` that runs lack."""
     queries = named_queries(runs)
     sections = [overview_section(queries, commands), *([difference_section(runs)] if len(runs) > 1 else [])]
     sections += [found_section(queries, commands), accuracy_section(queries, commands)]
@@ -113,15 +107,11 @@ def found_section(queries: Sequence[Named], commands: Mapping[str, str]) -> Sect
         labels = {"xlabel": "cycle", "ylabel": f"{label} (%)", "percent": True}
         panels += figures.curve_figures(metric, f"{metric.capitalize()} by cycle", curves, table, **labels)
     section.figures(panels)
-    sources = source_rows(queries)
-    if sources:
-        section.head("By source")
-        section.say("Of a mixed pool: how many images each data set has in it, and how many of them were queried.")
-        section.table(Table(["query", "images", "source", "count"], sources))
+    add_sources(section, queries)
     return section
 
 
-def source_rows(queries: Sequence[Named]) -> list[list[Cell]]:
+def add_sources(section: Section, queries: Sequence[Named]) -> None:
     """The pool and each cycle's query of mixed pools, counted by the data set that images come from."""
     rows: list[list[Cell]] = []
     for name, query, _ in queries:
@@ -130,7 +120,10 @@ def source_rows(queries: Sequence[Named]) -> list[list[Cell]]:
             images = f"queried in cycle {content.cycle}" if content.cycle else "pool at the start"
             for source, count in counts.items() if isinstance(counts, dict) else ():
                 rows.append([name, images, source, count if is_number(count) else None])
-    return rows
+    if rows:
+        section.head("By source")
+        section.say("Of a mixed pool: how many images each data set has in it, and how many of them were queried.")
+        section.table(Table(["query", "images", "source", "count"], rows))
 
 
 def accuracy_section(queries: Sequence[Named], commands: Mapping[str, str]) -> Section:
