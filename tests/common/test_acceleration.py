@@ -65,11 +65,6 @@ def test_the_processors_bfloat16(native, capabilities, expected):
         assert Precision.resolve(name, CPU) == Precision(name, "cpu")
 
 
-def test_a_torch_that_cannot_tell_means_no_bfloat16(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert has_native_bf16(CPU) is False
-
-
 @pytest.mark.parametrize(
     ("name", "bf16", "expected"),
     [("auto", True, "bf16"), ("auto", False, "fp32"), ("bf16", True, "bf16"), ("tf32", False, "tf32")],
@@ -161,27 +156,6 @@ def test_bf16_rounds_the_factors_and_returns_float32():
         assert encoder.formats[-1] == torch.float32
         assert exact.projection.tolist() == [[2 * (1 + 2**-7), 4 * (1 + 2**-9)]]
     assert encoder.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_an_encoders_bf16_output_is_close_to_float32s(training):
-    """bfloat16 rounds to 2^-9 = 0.2 %: within 10 % of an output's scale after its layers, on any hardware."""
-    images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    outputs, states = [], []
-    for precision in (FP32, Precision("bf16", "cpu")):
-        encoder = build_encoder("resnet8", num_classes=3, shifts=4, simclr_dim=16, seed=0).train(training)
-        output = precision.encode(encoder, images)
-        output.projection.sum().backward()
-        outputs.append(output)
-        states.append(encoder.state_dict())
-        assert {value.dtype for value in encoder.state_dict().values()} <= {torch.float32, torch.int64}
-        assert {p.grad.dtype for p in encoder.parameters() if p.grad is not None} == {torch.float32}
-    for name, exact, rounded in zip(outputs[0]._fields, *outputs):
-        assert rounded.dtype == torch.float32, name
-        assert (rounded - exact).abs().max() < 0.1 * exact.abs().max(), name
-        assert not torch.equal(rounded, exact), name
-    for name, exact in states[0].items():
-        assert (states[1][name] - exact).abs().max() <= 0.05 * exact.abs().max(), name
 
 
 # A compiled step

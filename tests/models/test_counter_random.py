@@ -58,16 +58,6 @@ def test_tensor_parts_give_the_keys_of_their_elements():
     assert keys.dtype == torch.int64 and keys.tolist() == expected
 
 
-@pytest.mark.parametrize(
-    ("shapes", "expected"),
-    [([], ()), ([(5,)], (5,)), ([(5,), (2, 1)], (2, 5)), ([(5,), (2, 1, 1), (4, 1)], (2, 4, 5))],
-)
-def test_parts_broadcast(shapes, expected):
-    keys = make_keys(0, 9, *(torch.zeros(shape, dtype=torch.int64) for shape in shapes))
-    assert keys.shape == expected
-    assert uniform(keys, 3).shape == (*expected, 3)
-
-
 def test_the_order_of_the_parts_and_their_number_matter():
     keys = [make_keys(0, 7, 1, 2), make_keys(0, 7, 2, 1), make_keys(0, 7, 1), make_keys(0, 7, 1, 2, 0)]
     assert len({key.item() for key in keys}) == len(keys)

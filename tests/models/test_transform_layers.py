@@ -11,8 +11,6 @@ from models.counter_random import make_keys, uniform
 from models.transform_layers import (
     CROP_ATTEMPTS,
     Augmentation,
-    adjust_contrast,
-    adjust_hsv,
     check_shift,
     color_jitter,
     crop_and_resize,
@@ -131,22 +129,6 @@ def test_shifts_of_a_square(kind, number, expected):
 
 
 @pytest.mark.parametrize(
-    ("factor", "expected"),
-    [(1.0, [0.2, 0.6]), (0.5, [0.3, 0.5]), (0.0, [0.4, 0.4]), (1.4, [0.12, 0.68]), (3.0, [0.0, 1.0])],
-)
-def test_contrast_moves_values_away_from_their_mean(factor, expected):
-    assert_close(adjust_contrast(image([[0.2, 0.6]]), torch.tensor([factor])), image([expected]))
-
-
-def test_contrast_takes_the_mean_of_each_image_and_channel():
-    images = torch.tensor([[[[0.0, 1.0]], [[0.2, 0.4]], [[0.9, 0.9]]], [[[0.0, 0.0]], [[1.0, 0.0]], [[0.5, 0.7]]]])
-    expected = torch.tensor(
-        [[[[0.25, 0.75]], [[0.25, 0.35]], [[0.9, 0.9]]], [[[0.0, 0.0]], [[1.0, 0.0]], [[0.5, 0.7]]]]
-    )
-    assert_close(adjust_contrast(images, torch.tensor([0.5, 1.0])), expected)
-
-
-@pytest.mark.parametrize(
     ("rgb", "hsv"),
     [
         ((1, 0, 0), (0, 1, 1)),
@@ -167,28 +149,6 @@ def test_the_round_trip_is_as_inexact_as_documented():
     colours = torch.rand(1, 3, 400, 400, generator=torch.Generator().manual_seed(0))
     worst = (hsv_to_rgb(rgb_to_hsv(colours)) - colours).abs().max().item()
     assert 0.018 < worst < 0.019
-
-
-def test_hue_moves_by_its_latent_times_255_over_360_and_wraps():
-    moved = adjust_hsv(pixel(1, 0, 0), torch.tensor([120 / 255]), torch.ones(1), torch.ones(1))
-    assert_close(moved, pixel(0, 1, 0))
-    moved = adjust_hsv(pixel(1, 0, 0), torch.tensor([-120 / 255]), torch.ones(1), torch.ones(1))
-    assert_close(moved, pixel(0, 0, 1))
-
-
-@pytest.mark.parametrize(
-    ("saturation", "value", "expected"),
-    [
-        (0.5, 1.0, (0.8, 0.6, 0.6)),
-        (1.0, 0.5, (0.4, 0.2, 0.2)),
-        (1.4, 1.0, (0.8, 0.24, 0.24)),
-        (3.0, 1.0, (0.8, 0.0, 0.0)),  # saturation is cut at 1
-        (1.0, 1.4, (1.0, 0.5, 0.5)),  # value is cut at 1 before the way back, so the ratio of the channels stays
-    ],
-)
-def test_saturation_and_value_are_multiplied_and_cut_at_one(saturation, value, expected):
-    moved = adjust_hsv(pixel(0.8, 0.4, 0.4), torch.zeros(1), torch.tensor([saturation]), torch.tensor([value]))
-    assert_close(moved, pixel(*expected))
 
 
 def test_jitter_applies_both_steps_in_each_images_own_order():

@@ -101,13 +101,6 @@ def test_a_resumed_schedule_continues_where_it_was(kind, warmup, done):
         assert resumed.value == value == optimizer.param_groups[0]["lr"]
 
 
-def test_every_parameter_group_gets_its_rate():
-    parameters = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
-    optimizer = torch.optim.SGD([{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.01}])
-    LearningRate(optimizer, optimizer_name="sgd", kind="cosine", epochs=20, warmup=10).set(10.0)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1.0, 0.1])
-
-
 # LARS
 
 
