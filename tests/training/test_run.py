@@ -152,6 +152,16 @@ def test_a_damaged_checkpoint_never_replaces_the_good_one_before(tmp_path):
     assert epochs(tmp_path) == [3, 1]
 
 
+def test_an_older_last_model_is_written_again_at_a_resume(tmp_path):
+    """A kill between the two files of a save leaves one."""
+    run = make_run(tmp_path)
+    train(run)
+    run.save()
+    (tmp_path / MODEL).unlink()
+    make_run(tmp_path, seed=1).resume(strict=True)
+    assert equal(checkpoint.load(tmp_path / MODEL), checkpoint.load(tmp_path / LAST)["model"])
+
+
 def test_a_stop_saves_the_last_finished_epoch_once(tmp_path):
     run = make_run(tmp_path)
     with StopRequest() as run.stop:
