@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         extractions = {name: extraction_of(name, given, data, run) for name in strategy.needs}
         sources = sources_of(checkpoints, data.train_images, indices)
         distributed.require_same(sources, "checkpoints or images are not the same at every process")
-        encoders = load_encoders(checkpoints, extractions, encoder_settings, data, split, given, run.device)
+        digests = {"split_digest": split.digest, "images_digest": sources.get("images_digest")}
+        encoders = load_encoders(checkpoints, extractions, encoder_settings, digests, given, data, run.device)
         cache = None
         if encoders and not query.no_feature_cache:
             cache = Path(query.feature_cache or folder / "features")
@@ -160,9 +161,9 @@ def load_encoders(
     paths: dict[str, Path],
     extractions: dict[str, Extraction],
     chosen: settings.EncoderSettings,
-    data: Dataset,
-    split: Split,
+    digests: dict[str, str | None],
     given: SimpleNamespace,
+    data: Dataset,
     device: torch.device,
 ) -> dict[str, nn.Module]:
     """The encoders with their checkpoints' weights, once it is sure that they were trained on these data.
@@ -172,10 +173,10 @@ def load_encoders(
     """
     encoders = {}
     for name, path in paths.items():
-        expected = {"mode": name, "dataset": data.name, "model": chosen.model}
+        expected = {"mode": name, "dataset": given.data.dataset, "model": chosen.model}
         expected["shift_trans_type"] = extractions[name].shift
         changed = given.annotation.annotate  # people may have added images to the folder since the training
-        checkpoint.check_run(path, split_digest=split.digest, expected=expected, may_have_changed=changed)
+        checkpoint.check_run(path, **digests, expected=expected, may_have_changed=changed)
         shifts = len(extractions[name].shift_numbers)
         encoder = build_encoder(chosen.model, num_classes=data.num_classes, shifts=shifts, simclr_dim=chosen.simclr_dim)
         checkpoint.load_weights(path, encoder, strict=not given.query.no_strict)

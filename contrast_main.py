@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         distributed.require_same(split.digest, "the data set is not the same at every process")
         check_shift(settings.encoder.shift_trans_type, data.image_size)
         used = resolve(settings, split, current)
-        images_digest = distributed.from_first(lambda: image_digest(data.train_images, split.contrast()))
+        images_digest = distributed.from_first(lambda: image_digest(data.train_images, np.sort(split.contrast())))
         digests = {"split_digest": split.digest, "images_digest": images_digest}
         batches = Batches.plan(len(split.contrast()), training, processes=current.processes)
 

@@ -44,10 +44,7 @@ def _holds_answers(path: Path) -> bool:
 
 
 def begin(folder: Path, initial: IndexFile) -> None:
-    """Removes an earlier query's files and writes cycle_0.json; features that were kept stay.
-
-    Call it when nothing can be refused any more.
-    """
+    """Replaces an earlier query's files with cycle_0.json, when nothing can be refused any more; kept features stay."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder, "cycle_*.json")
     # Written under another name at first: a full disk says so while the earlier query's files are still there.

@@ -416,22 +416,6 @@ def test_a_second_query_on_one_folder_names_the_first(place, capsys, folder):
     assert not list(place.out.glob("*"))
 
 
-def test_help_and_a_mistyped_flag_answer_before_torch_is_imported(root):
-    code = (
-        "import runpy, sys; sys.argv = ['active_main.py', {word!r}]\n"
-        "try: runpy.run_path('active_main.py', run_name='__main__')\n"
-        "except SystemExit as stop: assert (stop.code or 0) == {status} and 'torch' not in sys.modules\n"
-    )
-    for word, status in (("--help", 0), ("--margin", 2)):
-        subprocess.run(
-            [sys.executable, "-c", code.format(word=word, status=status)],
-            cwd=root,
-            env=environment(root),
-            check=True,
-            capture_output=True,
-        )
-
-
 # Bad input
 
 
@@ -521,11 +505,36 @@ def test_overwrite_needs_a_usable_checkpoint_before_it_removes_anything(place):
     assert contents(place.out) == before
 
 
-def test_a_folder_that_nobody_has_labeled_needs_people(tmp_path, capsys):
-    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
-    for number, name in enumerate(("labeled/cat/0", "labeled/cat/1", "labeled/dog/0", "labeled/dog/1", "unlabeled/0")):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        matplotlib.image.imsave(tmp_path / f"{name}.png", images[number])
-    words = ["--dataset", "folder", "--data_path", tmp_path, "--strategy", "random", "--index_dir", tmp_path / "out"]
-    assert run([*words, "--device", "cpu"]) == 2
+# People as the oracle
+
+
+def test_people_label_query_after_query_by_the_printed_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = [f"labeled/{kind}/{number}" for kind in ("cat", "dog") for number in range(3)]
+    for seed, name in enumerate([*names, *(f"unlabeled/{number}" for number in range(10))]):
+        pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        (tmp_path / "my images" / name).parent.mkdir(parents=True, exist_ok=True)
+        matplotlib.image.imsave(tmp_path / "my images" / f"{name}.png", pixels)
+    words = ["--dataset", "folder", "--data_path", "my images", "--strategy", "random", "--target", 2]
+    words += ["--index_dir", "out", "--device", "cpu", "--save_score"]
+    assert run(words) == 2
     assert "unlabeled: give --annotate" in capsys.readouterr().err
+    command, seen = [*words, "--annotate"], set()
+    for cycle in (1, 2):
+        for repeated in (False, True):  # a query that waits is not made anew
+            assert run(command) == 0
+            python, script, *command = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
+            assert python == "python" and Path(script).resolve() == Path(active_main.__file__)
+            assert command[-2:] == ["--labels", f"labels_cycle_{cycle}.csv"]
+            if not repeated:
+                waiting, command = command, command[:-2]
+        command = waiting
+        kept_cycle = kept.read_cycle(kept.cycle_path(Path("out"), cycle))
+        assert len(kept_cycle.paths) == 4 and kept_cycle.is_target is None
+        rows = "".join(f"{path},{'cat' if number % 2 else 'other'}\n" for number, path in enumerate(kept_cycle.paths))
+        Path(command[-1]).write_text("path,label\n" + rows)
+        assert not seen & set(kept_cycle.paths)
+        seen |= set(kept_cycle.paths)
+    assert run([*command, "--queries_per_class", 1]) == 0
+    content = read_index_file(index_path(Path("out"), 2))
+    assert (len(content.labeled), len(content.set_aside), content.settings["queries_per_class"]) == (10, 4, 2)

@@ -215,14 +215,14 @@ def test_a_training_process_that_is_gone_ends_the_other_with_one_line(number, wo
 
 def lose_one_in_the_query(words, rank, flags):
     """active_main.py, of which the second process is killed when it looks for candidates."""
-    query = active_main.query_cycles
+    query = active_main.simulate
 
     def dying(*settings, **more):
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return query(*settings, **more)
 
-    active_main.query_cycles = dying
+    active_main.simulate = dying
     active_main.main(flags)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common import settings
 from evals.query import QueryResult, select
 from evals.strategies import STRATEGIES
 from tests.evals.test_query import make_inputs
@@ -42,7 +41,3 @@ def test_it_keeps_the_budget(size, num_classes, count, queried, shortfall):
     assert len(result.indices) == len(set(result.indices.tolist())) == queried
     assert set(result.indices.tolist()) <= set(pool)
     assert result.shortfall == shortfall
-
-
-def test_the_flag_offers_the_strategies_that_exist():
-    assert settings.STRATEGIES == tuple(STRATEGIES)
