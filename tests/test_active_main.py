@@ -21,7 +21,7 @@ import torch
 import active_main
 from common import checkpoint
 from common.acceleration import Precision
-from common.files import read_json, write_json
+from common.files import read_json
 from common.flags import Parser
 from common.session import folder_lock, run_command
 from common.settings import ClassifierSettings, DataSettings, ProcessSettings
@@ -426,52 +426,20 @@ def swap(place: Place) -> None:
     (first.parent / "kept").rename(second)
 
 
-def other_settings(place: Place, name: str, **changes) -> None:
-    path = place.model(name).parent / "args.json"
-    record = read_json(path)
-    record["arguments"] |= changes
-    write_json(path, record)
-
-
 def not_square(place: Place) -> None:
     arrays = dict(np.load(place.data))
     np.savez(place.data, **{name: array[:, :, :6] if "images" in name else array for name, array in arrays.items()})
 
 
-def leave_index_file(place: Place) -> None:
-    place.out.mkdir()
-    (place.out / "cycle_3.json").write_text("{}")
-
-
-# What is done to the place, the arguments that are added, and a key phrase of the one line on stderr.
+# What is done to the place, the arguments that are added, and a key phrase; more cases are in test_bad_input.py.
 BAD: dict[str, tuple[Callable[[Place], object] | None, str, str]] = {
-    "semantic checkpoint missing": (
-        lambda place: place.model("semantic").unlink(), "",
-        "the semantic checkpoint .* does not exist; .*--load_semantic_path",
-    ),
     "distinctive checkpoint missing": (
         lambda place: place.model("distinctive").unlink(), "",
         "the distinctive checkpoint .* does not exist; .*--load_distinctive_path",
     ),
-    "checkpoint damaged": (
-        lambda place: place.model("semantic").write_bytes(place.model("semantic").read_bytes()[:900]), "", "is damaged"
-    ),
     "checkpoints swapped": (swap, "", "mode"),
-    "settings of another network": (
-        lambda place: other_settings(place, "semantic", model="resnet20"), "", "--model .*resnet20"
-    ),
-    "other split": (None, "--split_seed 1", "another split"),
     "no shifts": (None, "--shift_trans_type none", "needs --shift_trans_type rotation or cutperm"),
     "images that are not square": (not_square, "", "rotation needs square images"),
-    "budget beyond the pool": (None, "--queries_per_class 1000", "asks for 2000 images a cycle .*largest possible"),
-    "one labeled image in a class": (
-        None, "--initial_budget 2 --mismatch 0.3 --split_seed 2", "has 1 labeled image and the distinctive score needs"
-    ),
-    "index files there": (leave_index_file, "", "already holds index files .*--overwrite"),
-    "index folder below a file": (
-        lambda place: (place.folder / "file").write_text("mine"), "--index_dir {folder}/file/indices",
-        "name another --index_dir",
-    ),
     "cache below a file": (
         lambda place: (place.folder / "file").write_text("mine"), "--feature_cache {folder}/file/cache",
         "name another --feature_cache",
@@ -495,46 +463,3 @@ def test_bad_input_is_one_line_and_writes_nothing(place, capsys, spoil, more, ph
     assert re.search(phrase, lines[0]), lines[0]
     assert contents(place.folder) == before
     assert sorted(path for path in place.folder.rglob("*") if path.is_dir()) == folders
-
-
-def test_overwrite_needs_a_usable_checkpoint_before_it_removes_anything(place):
-    assert run(place.words("--cycles", 1)) == 0
-    before = contents(place.out)
-    place.model("distinctive").write_bytes(b"garbage")
-    assert run(place.words("--overwrite")) == 2
-    assert contents(place.out) == before
-
-
-# People as the oracle
-
-
-def test_people_label_query_after_query_by_the_printed_commands(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    names = [f"labeled/{kind}/{number}" for kind in ("cat", "dog") for number in range(3)]
-    for seed, name in enumerate([*names, *(f"unlabeled/{number}" for number in range(10))]):
-        pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        (tmp_path / "my images" / name).parent.mkdir(parents=True, exist_ok=True)
-        matplotlib.image.imsave(tmp_path / "my images" / f"{name}.png", pixels)
-    words = ["--dataset", "folder", "--data_path", "my images", "--strategy", "random", "--target", 2]
-    words += ["--index_dir", "out", "--device", "cpu", "--save_score"]
-    assert run(words) == 2
-    assert "unlabeled: give --annotate" in capsys.readouterr().err
-    command, seen = [*words, "--annotate"], set()
-    for cycle in (1, 2):
-        for repeated in (False, True):  # a query that waits is not made anew
-            assert run(command) == 0
-            python, script, *command = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
-            assert python == "python" and Path(script).resolve() == Path(active_main.__file__)
-            assert command[-2:] == ["--labels", f"labels_cycle_{cycle}.csv"]
-            if not repeated:
-                waiting, command = command, command[:-2]
-        command = waiting
-        kept_cycle = kept.read_cycle(kept.cycle_path(Path("out"), cycle))
-        assert len(kept_cycle.paths) == 4 and kept_cycle.is_target is None
-        rows = "".join(f"{path},{'cat' if number % 2 else 'other'}\n" for number, path in enumerate(kept_cycle.paths))
-        Path(command[-1]).write_text("path,label\n" + rows)
-        assert not seen & set(kept_cycle.paths)
-        seen |= set(kept_cycle.paths)
-    assert run([*command, "--queries_per_class", 1]) == 0
-    content = read_index_file(index_path(Path("out"), 2))
-    assert (len(content.labeled), len(content.set_aside), content.settings["queries_per_class"]) == (10, 4, 2)

@@ -130,18 +130,6 @@ def test_each_cycle_scores_as_from_scratch(world, strategy):
                 torch.testing.assert_close(value, wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_loop_ends_with_the_pool(small_world, strategy):
-    cycles = small_world.cycles(strategy, cycles=50, target=20)
-    size = len(small_world.split.unlabeled)
-    assert len(cycles) < 10
-    assert len(cycles[-1].split.unlabeled) == 0
-    assert cycles[-2].metrics["pool"] > 0
-    assert sum(cycle.metrics["queried"] for cycle in cycles) == size
-    assert cycles[-1].metrics["recall"] == 100.0
-    assert cycles[-1].result.shortfall
-
-
 def test_a_class_that_runs_short_says_by_how_much(small_world):
     (cycle,) = small_world.cycles(cycles=1, target=1000)
     candidates = np.bincount(cycle.inputs.scores.pseudo_class, minlength=2).tolist()

@@ -73,12 +73,6 @@ def test_the_result_carries_the_scores_behind_each_choice():
     assert result.utility.tolist() == [9, 8, 7]
 
 
-def test_scores_that_a_strategy_does_not_have_are_nan():
-    result = select_from([3, 4], [[1.0], [2.0]], target=2)
-    for values in (result.semantic, result.distinctive):
-        assert values.dtype == np.float32 and np.isnan(values).tolist() == [True, True]
-
-
 def sorted_whole(values: np.ndarray, pool: np.ndarray, target: int) -> list[int]:
     """Every candidate of each class sorted, without any partial sort."""
     taken, chosen = set(), []

@@ -210,11 +210,6 @@ def test_min_max_by_hand(values, expected):
     torch.testing.assert_close(min_max(torch.tensor(values)), torch.tensor(expected), rtol=0, atol=1e-6)
 
 
-def test_min_max_takes_each_class_by_itself():
-    values = torch.tensor([[1.0, 5.0, 10.0], [2.0, 5.0, 0.0], [3.0, 5.0, 2.5]])
-    assert min_max(values).tolist() == [[0.0, 0.0, 1.0], [0.5, 0.0, 0.0], [1.0, 0.0, 0.25]]
-
-
 @pytest.mark.parametrize(
     ("k", "t", "normalised", "expected"),
     [
