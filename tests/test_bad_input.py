@@ -140,7 +140,7 @@ def accuracy_of_101() -> None:
 
 CASES = {
     # flags: one of each kind; their bounds are a matter of the parser
-    "a flag missing": Case("summary", "--index_dir", "--random_dir"),
+    "a flag missing": Case("report", "RUN_DIR|runs"),
     "a flag unknown": Case("active", "--tarrget", "--tarrget 750"),
     "a number beyond its bounds": Case("contrast", "--temperature.* above 0", "--temperature nan"),
     "a choice unknown": Case("contrast", "--optimizer.*'rmsprop'", "--optimizer rmsprop"),
@@ -176,10 +176,10 @@ CASES = {
     "no test image of a class": Case("contrast", "test set", NPZ, arrays(test_labels=np.full(8, 3))),
     # a checkpoint to continue from
     "a checkpoint that is cut off": resume(r"last\.ckpt is damaged", cut(CKPT)),
-    "a checkpoint of another kind": resume(r"last\.ckpt is not a resume checkpoint", copied(MODEL, CKPT)),
+    "a checkpoint of another kind": resume(r"last\.ckpt lacks", copied(MODEL, CKPT)),
     "a checkpoint of other settings": resume("--seed was 0, is 3", words="--seed 3"),
     "a checkpoint of another split": resume("another split", words="--split_seed 1"),
-    "a checkpoint of tomorrow": resume("format version", resumable(format_version=lambda version: version + 1)),
+    "a checkpoint of tomorrow": resume("format.version", resumable(format_version=lambda version: version + 1)),
     "a checkpoint without weights": resume("lacks model", resumable(model=lambda state: None)),
     "a checkpoint of other weights": resume(
         "does not fit", resumable(model=lambda state: {key: value[:1] for key, value in state.items() if value.dim()})

@@ -64,11 +64,7 @@ def commands_in(text: str) -> list[list[str]]:
         for part in re.split(r"\s*;\s*|\s+&&\s+", line.split("#")[0]):
             words = shlex.split(part) if any(name in part for name in MODULES) else []
             starts = [position for position, word in enumerate(words) if word in MODULES]
-            if (
-                starts
-                and words[0] in ("python", "torchrun", "srun", ".venv/bin/python")
-                or "OMP_NUM_THREADS=1" in words
-            ):
+            if starts and {"python", "torchrun", ".venv/bin/python"} & set(words):
                 found.append(words[starts[0] :])
     return found
 
@@ -126,7 +122,7 @@ def test_flags_and_files_that_a_page_names_exist(path: Path) -> None:
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     assert set(re.findall(r"`(--[a-z]\w*)", prose)) - {"--max", "--rdzv", "--signals"} <= known
     linked = [path.parent / link for link in re.findall(r"\]\((?!http)([^)#]+)", text)]
-    named = re.findall(r"`((?:common|datasets|evals|models|training|train_classifier|tests)/[\w./]*\w)`", text)
+    named = re.findall(r"`([a-z_]+/[\w./]*\.(?:py|sh))`", text)
     assert not [str(place) for place in [*linked, *(ROOT / name for name in named)] if not place.exists()]
 
 

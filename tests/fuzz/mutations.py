@@ -1,5 +1,6 @@
 """Damage to the bytes, the text, the fields and the members of a valid file."""
 
+import copy
 import io
 import json
 import re
@@ -68,7 +69,7 @@ def change_fields(data: bytes, rng: np.random.Generator) -> bytes:
         content = json.loads(data)
         for _ in range(rng.integers(1, 4)):
             (holder, key), (other, there) = _field(content, rng), _field(content, rng)
-            value = VALUES[rng.integers(len(VALUES))]
+            value = copy.deepcopy(VALUES[rng.integers(len(VALUES))])
             if kind := rng.integers(5):
                 holder[key] = [value, value, other[there], [holder[key], holder[key]]][kind - 1]
             else:

@@ -142,7 +142,7 @@ def scores(folder: Path):
     def read(path: Path) -> None:
         if path == files[0]:
             found = kept.read_cycle(path)
-            assert (found.pool[found.queried_rows] == found.queried).all()
+            assert (found.pool[found.rows] == found.queried).all()
             return
         found = kept.read_sample(path)
         assert all(len(array) == len(found.images) for array in (found.labels, *found.features.values()))
