@@ -73,8 +73,12 @@ def load(path: Path) -> Any:
                 with check_archive(file, path, stored=True) as archive:
                     if damaged := archive.testzip():  # torch itself does not look at the checksums
                         raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit")
-            file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
+                source = file
+            else:  # a length declared in a pickle takes no more memory than the buffer has
+                file.seek(0)
+                source = io.BytesIO(file.read())
+            source.seek(0)
+            return torch.load(source, map_location="cpu", weights_only=True)
         except (InputError, MemoryError):
             raise
         except Exception as error:  # bytes that merely look like a pickle raise nearly anything

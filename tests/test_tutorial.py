@@ -59,7 +59,8 @@ def label(command: str, truth: Truth) -> None:
 
 
 def plain(line: str) -> str:
-    """A line without its numbers and widths: those of another machine or a shorter run differ."""
+    """A line without numbers, widths and the place of the scripts: those of another machine or a shorter run differ."""
+    line = re.sub(r"\S*/(?=active_main.py)", "", line)
     return " ".join(re.sub(r"\d+(\.\d+)?(e-?\d+)?", "#", line).split())
 
 

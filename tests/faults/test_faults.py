@@ -82,10 +82,10 @@ def test_a_command_that_continues_wrongly_is_found(tmp_path):
 
 
 def test_a_short_campaign(root):
-    """Training, query and classifier; python -m tests.faults without flags takes all jobs, two ranks among them."""
-    words = "-m tests.faults --kills 5 --seed 1 --jobs random-query classifier semantic"
+    """Training and a query; python -m tests.faults without flags takes all jobs, two ranks among them."""
+    words = "-m tests.faults --kills 4 --seed 1 --jobs random-query semantic"
     done = subprocess.run([sys.executable, *words.split()], cwd=root, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     [total] = [line.strip("| ").split(" | ")[1:] for line in done.stdout.splitlines() if line.startswith("| all")]
     *faults, _, runs, equal = map(int, total)
-    assert sum(faults) == 5 and equal == runs >= 2
+    assert sum(faults) == 4 and equal == runs >= 2

@@ -23,6 +23,7 @@ from tests.fuzz.targets import Target, make_targets
 from utils import InputError
 
 SECONDS, MEMORY = 10.0, 2**30  # that a try may take, and bytes of memory beside what the process has
+BATCH = 100  # tries per process
 OUTCOMES = ("accepted", "refused", "broken")
 
 
@@ -51,51 +52,68 @@ def fuzz(out: Path, *, seconds: float = 0, tries: int | None = None, seed: int =
         for target in targets:
             for file in target.files:
                 target.read(file)  # what is damaged below is whole to begin with
-        end = time.monotonic() + seconds
-        for number in itertools.count() if tries is None else range(tries):
+        end, batch = time.monotonic() + seconds, tries or BATCH
+        for first in itertools.count(0, batch):
             for target in targets:
-                if tries is None and time.monotonic() > end:
+                if first and time.monotonic() > end:
                     return tally
-                tally[target.name, attempt(target, kept, seed=seed, number=number, out=out)] += 1
-    return tally
+                outcomes = attempts(target, kept, range(first, first + batch), seed=seed, out=out)
+                tally.update((target.name, outcome) for outcome in outcomes)
 
 
-def attempt(target: Target, kept: dict[Path, bytes], *, seed: int, number: int, out: Path) -> str:
-    """One try, in a child process that the reader may bring down; a file that breaks it is kept, with the reason."""
+def attempts(target: Target, kept: dict[Path, bytes], numbers: range, *, seed: int, out: Path) -> list[str]:
+    """The outcomes of some tries, made in a child process that the reader may bring down."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        _work(target, kept, numbers, seed=seed, out=out, writing=writing)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        outcomes = [OUTCOMES[number] for number in file.read()]
+    os.waitpid(child, 0)
+    if len(outcomes) == len(numbers):
+        return outcomes
+    dead = numbers[len(outcomes)]
+    _keep(_damage(target, kept, seed, dead), f"{target.name}-{dead}", "the process ended", out)
+    return [*outcomes, "broken", *attempts(target, kept, range(dead + 1, numbers.stop), seed=seed, out=out)]
+
+
+def _damage(target: Target, kept: dict[Path, bytes], seed: int, number: int) -> Path:
+    """Writes the files of a target, one of them damaged, and returns that one."""
     rng = np.random.default_rng([seed, number, *target.name.encode()])
     path = target.files[rng.integers(len(target.files))]
     for file in target.files:
         file.write_bytes(kept[file])
     path.write_bytes(mutated(kept[path], rng, list(kept.values())))
-    report = out / f"{target.name.replace(' ', '_')}-{number}"
-    child = os.fork()
-    if not child:
-        _read(target, path, report.with_suffix(".txt"))
-    outcome = dict(enumerate(OUTCOMES)).get(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), "broken")
-    if outcome == "broken":
-        report.write_bytes(path.read_bytes())
-    return outcome
+    return path
 
 
-def _read(target: Target, path: Path, report: Path) -> None:
-    """The child: ends with the outcome's number."""
-    outcome = 2
+def _keep(path: Path, name: str, why: str, out: Path) -> None:
+    (out / name).write_bytes(path.read_bytes())
+    (out / f"{name}.txt").write_text(why)
+
+
+def _work(target: Target, kept: dict, numbers: range, *, seed: int, out: Path, writing: int) -> None:
+    """The child: writes a byte per try, the outcome's number."""
     try:
         torch.set_num_threads(1)
         sys.stdout = sys.stderr = io.StringIO()
         signal.signal(signal.SIGALRM, _too_long)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
-        target.read(path)
-        outcome = 0
-    except InputError as error:
-        assert 0 < len(str(error)) < 5000
-        outcome = 1
-    except BaseException:
-        report.write_text(traceback.format_exc())
+        for number in numbers:
+            path, outcome = _damage(target, kept, seed, number), 0
+            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            try:
+                target.read(path)
+            except BaseException as error:
+                outcome = 1 if isinstance(error, InputError) and 0 < len(str(error)) < 5000 else 2
+                if outcome == 2:
+                    _keep(path, f"{target.name}-{number}", traceback.format_exc(), out)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            os.write(writing, bytes([outcome]))
     finally:
-        os._exit(outcome)
+        os._exit(0)
 
 
 def _too_long(*_: object) -> None:
