@@ -70,7 +70,7 @@ def test_a_stage_of_a_larger_command_proposes_nothing(capsys):
 
 TERMINAL = """
 import utils
-from common import cli, console
+from common import console, session
 def fail(words):
     raise utils.InputError("bad")
 for outer in console.progress(range(4), description="outer", unit="step"):
@@ -78,7 +78,7 @@ for outer in console.progress(range(4), description="outer", unit="step"):
         pass
     console.log(f"line {outer} [red]")
 for broken in console.progress(range(4), description="broken"):
-    cli.run_command(fail, [])
+    session.run_command(fail, [])
     break
 """
 
