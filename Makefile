@@ -6,7 +6,7 @@ NET := $(DATA) --model resnet8 --precision fp32
 SHORT := --batch_size 64 --optimizer adam --lr_init 3e-4 --warmup 2
 VIEWS := --views 10 --resize_factor 0.54 --resize_fix
 QUERY := --queries_per_class 30 --cycles 4
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: help setup demo reproduce test test-slow test-avx2 faults fuzz mutation qa lint
 help:
@@ -32,7 +32,7 @@ demo: setup
 	rm -rf $(DEMO)
 	$(PY) contrast_main.py $(NET) $(SHORT) --mode semantic --epochs 24 --logdir $(DEMO)/semantic
 	$(PY) contrast_main.py $(NET) $(SHORT) --mode distinctive --shift_trans_type rotation --epochs 10 --logdir $(DEMO)/distinctive
-	$(PY) active_main.py $(NET) --shift_trans_type rotation $(VIEWS) $(QUERY) --k 50 --t 0.95 --load_path $(DEMO) --index_dir $(DEMO)/query/ccal
+	$(PY) active_main.py $(NET) --shift_trans_type rotation $(VIEWS) $(QUERY) --k 50 --t 0.95 --feature_dtype float32 --load_path $(DEMO) --index_dir $(DEMO)/query/ccal
 	$(PY) active_main.py $(DATA) --strategy random $(QUERY) --index_dir $(DEMO)/query/random
 	$(PY) -m train_classifier.main $(DATA) --cycles 4 --runs 3 --epochs 8 --index_dir $(DEMO)/query/ccal --out_path $(DEMO)/classifier
 	$(PY) -m evals.summary --index_dir $(DEMO)/query/ccal --random_dir $(DEMO)/query/random --results $(DEMO)/classifier/results.csv --out_path $(DEMO)
