@@ -42,7 +42,7 @@ class SemanticObjective:
         augmentation: Of the views.
         temperature: Of NT-Xent.
         seed: Keys the views' draws, with epoch, image and view.
-        shift: Kind of the shifts.
+        shift: Kind of the shifts; where there are any, the loss of telling them apart is added.
         sim_lambda: Weight of NT-Xent.
         precision: Of the encoder's pass; augmentation and losses are float32.
     """
@@ -57,10 +57,16 @@ class SemanticObjective:
     def __call__(self, encoder: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss to minimise (the probe's included, whose features are detached) and what to log."""
         output = self.precision.encode(encoder, self.views(batch))
-        similarity = nt_xent(gather_views(output.projection), temperature=self.temperature)
-        probe, probe_stats = self._probe(output.class_logits, batch.labels)
-        loss = self.sim_lambda * similarity
-        stats = {"loss": loss, "loss_sim": similarity, **probe_stats}
+        losses = {"loss_sim": nt_xent(gather_views(output.projection), temperature=self.temperature)}
+        loss, accuracies = self.sim_lambda * losses["loss_sim"], {}
+        shifts = SHIFT_COUNTS[self.shift]
+        if shifts > 1:
+            targets = torch.arange(shifts, device=batch.labels.device).repeat_interleave(len(batch.labels)).repeat(2)
+            losses["loss_shift"] = F.cross_entropy(output.shift_logits, targets)
+            loss = loss + losses["loss_shift"]
+            accuracies["train_shift_accuracy"] = 100 * (output.shift_logits.argmax(1) == targets).float().mean()
+        probe, losses["loss_probe"], accuracies["train_probe_accuracy"] = self._probe(output.class_logits, batch.labels)
+        stats = {"loss": loss, **losses, **accuracies}
         return loss + probe, {name: value.detach() for name, value in stats.items()}
 
     def views(self, batch: Batch) -> Tensor:
@@ -71,21 +77,15 @@ class SemanticObjective:
             # One flip per view: its shifted copies share it.
             flipped = self.augmentation.flip(batch.images, keys)
             views += [shift_images(flipped, self.shift, k) for k in range(SHIFT_COUNTS[self.shift])]
-        numbers = torch.arange(SHIFT_COUNTS[self.shift], device=batch.indices.device)
-        keys = make_keys(
-            self.seed,
-            Purpose.TRAINING,
-            batch.epoch,
-            batch.indices,
-            torch.arange(2, device=numbers.device)[:, None, None],
-            numbers[:, None],
-        )  # (2, K, B)
+        view = torch.arange(2, device=batch.indices.device)[:, None, None]
+        number = torch.arange(SHIFT_COUNTS[self.shift], device=batch.indices.device)[:, None]
+        keys = make_keys(self.seed, Purpose.TRAINING, batch.epoch, batch.indices, view, number)  # (2, K, B)
         return self.augmentation.after_shift(torch.cat(views), keys.flatten())
 
-    def _probe(self, class_logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _probe(self, class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cross entropy of the linear probe on the unshifted copies, 0 without a label, and what to log of it.
 
-        Without a label there is nothing to log: NaN, which the epoch's averages leave out.
+        Logged are cross entropy and accuracy in percent; without a label NaN, which the epoch's averages leave out.
         """
         logits = class_logits.view(2, SHIFT_COUNTS[self.shift], len(labels), -1)[:, 0].flatten(0, 1)
         targets = labels.repeat(2)
@@ -95,7 +95,7 @@ class SemanticObjective:
         count = known.sum()
         loss = losses / count.clamp(min=1)
         shown = torch.where(count > 0, loss, torch.full_like(loss, torch.nan))
-        return loss, {"loss_probe": shown, "train_probe_accuracy": 100 * hits.sum() / count}
+        return loss, shown, 100 * hits.sum() / count
 
 
 @dataclass(frozen=True)
@@ -107,25 +107,6 @@ class DistinctiveObjective(SemanticObjective):
 
     shift: str = "rotation"
 
-    def __call__(self, encoder: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss to minimise (the probe's included, whose features are detached) and what to log."""
-        output = self.precision.encode(encoder, self.views(batch))
-        similarity = nt_xent(gather_views(output.projection), temperature=self.temperature)
-        shifts = SHIFT_COUNTS[self.shift]
-        targets = torch.arange(shifts, device=batch.labels.device).repeat_interleave(len(batch.labels)).repeat(2)
-        shift_loss = F.cross_entropy(output.shift_logits, targets)
-        loss = self.sim_lambda * similarity + shift_loss
-        probe, probe_stats = self._probe(output.class_logits, batch.labels)
-        stats = {
-            "loss": loss,
-            "loss_sim": similarity,
-            "loss_shift": shift_loss,
-            "loss_probe": probe_stats["loss_probe"],
-            "train_shift_accuracy": 100 * (output.shift_logits.argmax(1) == targets).float().mean(),
-            "train_probe_accuracy": probe_stats["train_probe_accuracy"],
-        }
-        return loss + probe, {name: value.detach() for name, value in stats.items()}
-
 
 def gather_views(projection: Tensor) -> Tensor:
     """Unit-norm projections of all processes, (2N, D) here to (2 N W, D): rows i and i + N W are two views."""
@@ -134,17 +115,8 @@ def gather_views(projection: Tensor) -> Tensor:
 
 
 def check_mode(mode: str, shift: str) -> None:
-    """Refuses a mode and a shift that do not belong together.
-
-    Raises:
-        InputError: SimCLR with shifts, or CSI without.
-    """
+    """Raises InputError for SimCLR with shifts, or CSI without."""
     if mode == "semantic" and shift != "none":
-        raise InputError(
-            f"--mode semantic is SimCLR, which has no shifts: give --shift_trans_type none, not {shift} "
-            "(or --mode distinctive)"
-        )
+        raise InputError(f"--mode semantic is SimCLR, which has no shifts: give --shift_trans_type none, not {shift}")
     if mode == "distinctive" and shift == "none":
-        raise InputError(
-            "--mode distinctive is CSI, which tells shifted copies apart: give --shift_trans_type rotation or cutperm"
-        )
+        raise InputError("--mode distinctive is CSI, which needs shifts: give --shift_trans_type rotation or cutperm")
