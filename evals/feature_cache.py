@@ -61,7 +61,6 @@ def feature_banks(
         extractions: Settings by encoder.
         sources: See sources_of.
         folder: Of kept features, made if it is not there; None to keep them in memory alone.
-        device: Of the encoders.
 
     Raises:
         InputError: A feature is not finite.
@@ -77,8 +76,14 @@ def feature_banks(
         else:
             if images is None:
                 images = torch.from_numpy(train_images).to(device).permute(0, 3, 1, 2)
-            path = folder / f"{name}.npy" if folder else None
-            bank = _extract(path, record, encoder, images, indices, extractions[name], title=title)
+            path, work = folder and folder / f"{name}.npy", (encoder, images, indices, extractions[name])
+            if path and distributed.world_size() == 1:  # a batch is written as it comes: memory does not grow with N
+                _write(path, record, feature_blocks(*work, name=title), indices, title)
+                bank = FeatureBank(indices, MappedFeatures(path))
+            else:
+                bank = extract_features(*work, name=title)
+                if path and distributed.is_main():
+                    _write(path, record, [bank.features], indices, title)
             seconds = time.perf_counter() - start
             log(f"{title} of {len(indices)} images: {seconds:.1f} s ({sources['checkpoints'][name]})")
         banks[name] = bank
@@ -88,12 +93,9 @@ def feature_banks(
 def describe(
     encoder: nn.Module, sources: dict[str, Any], name: str, indices: np.ndarray, extraction: Extraction
 ) -> dict[str, Any]:
-    """All that features depend on, as plain values.
-
-    The size of the batches is left out: it changes nothing but rounding.
-    """
+    """All that features depend on, as plain values."""
     settings = dataclasses.asdict(extraction)
-    settings.pop("batch_size")
+    settings.pop("batch_size")  # changes nothing but rounding
     settings |= {"precision": extraction.precision.name, "shift_numbers": list(extraction.shift_numbers)}
     return {
         "format_version": FORMAT_VERSION,
@@ -113,7 +115,7 @@ def read_features(folder: Path, name: str, record: dict[str, Any], indices: np.n
         folder: Of the cache.
         name: Of the encoder.
         record: What ``describe`` gives now.
-        indices: Images to encode, ascending, (N,).
+        indices: Ascending, (N,).
     """
     path = folder / f"{name}.npy"
     if not path.with_suffix(".json").is_file():
@@ -133,30 +135,6 @@ def read_features(folder: Path, name: str, record: dict[str, Any], indices: np.n
         log(f"the {name} features in {folder} are replaced: {' '.join(str(problem).split()) or type(problem).__name__}")
         return None
     return FeatureBank(indices, features)
-
-
-def _extract(
-    path: Path | None,
-    record: dict[str, Any],
-    encoder: nn.Module,
-    images: Tensor,
-    indices: np.ndarray,
-    extraction: Extraction,
-    *,
-    title: str,
-) -> FeatureBank:
-    """Extracts features, and keeps them in the file ``path`` if one is given.
-
-    With a file, one process writes each batch as it comes, so memory does not grow with the number of images; several
-    gather the features first, and the first of them writes.
-    """
-    if path is None or distributed.world_size() > 1:
-        bank = extract_features(encoder, images, indices, extraction, name=title)
-        if path and distributed.is_main():
-            _write(path, record, [bank.features], indices, title)
-        return bank
-    _write(path, record, feature_blocks(encoder, images, indices, extraction, name=title), indices, title)
-    return FeatureBank(indices, MappedFeatures(path))
 
 
 def _write(path: Path, record: dict[str, Any], blocks: Iterable[Tensor], indices: np.ndarray, title: str) -> None:

@@ -137,7 +137,7 @@ def extract_features(
         encoder: The bare encoder; it is put into eval mode.
         images: All train images, uint8 (M, 3, H, W), on the encoder's device; a view of another layout will do.
         indices: Images to encode, (N,), in any order.
-        extraction: The settings.
+        extraction: How.
         name: For the progress bar and errors.
 
     Raises:
@@ -170,18 +170,7 @@ def require_finite(features: Tensor, indices: np.ndarray, name: str) -> None:
 def feature_blocks(
     encoder: nn.Module, images: Tensor, indices: np.ndarray, extraction: Extraction, *, name: str
 ) -> Iterator[Tensor]:
-    """This process's share of the features, batch by batch; see extract_features.
-
-    Args:
-        encoder: The bare encoder; it is put into eval mode.
-        images: All train images, uint8 (M, 3, H, W), on the encoder's device.
-        indices: Images to encode, (N,), in the order of the rows.
-        extraction: The settings.
-        name: For the progress bar.
-
-    Yields:
-        Features of the images that follow, (B, K, D), which the caller checks.
-    """
+    """This process's share of the features, (B, K, D) per batch; see extract_features. The caller checks them."""
     encoder.eval()
     batches = torch.from_numpy(indices).to(images.device).split(extraction.batch_size)
     # Whole batches go to a process, so that each is computed as it would be by one process.
@@ -198,10 +187,8 @@ def _mean_projection(encoder: nn.Module, images: Tensor, batch: Tensor, extracti
     total: Tensor | float = 0.0
     for view in range(extraction.views):
         keys = [make_keys(extraction.seed, QUERY, batch, view, number) for number in numbers]
-        shifted = [
-            shift_images(augmentation.flip(pixels, key), extraction.shift, number)
-            for key, number in zip(keys, numbers, strict=True)
-        ]
+        flipped = [augmentation.flip(pixels, key) for key in keys]
+        shifted = [shift_images(copy, extraction.shift, number) for copy, number in zip(flipped, numbers, strict=True)]
         copies = augmentation.after_shift(torch.cat(shifted), torch.cat(keys))
         total = total + extraction.precision.encode(encoder, copies).projection
     return (total / extraction.views).view(len(numbers), len(batch), -1).transpose(0, 1).contiguous()
