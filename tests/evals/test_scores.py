@@ -90,9 +90,12 @@ CLASSES = [2, 0, 1, 1, 0, 2, 2, 0, 1, 0, 2]  # of eleven labeled images
 
 
 @pytest.mark.parametrize(("k", "t"), [(100.0, 0.9), (3.0, 0.4)])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_scores_are_those_of_the_loop(seed, k, t):
-    pool, labeled = random_features(seed, 23), random_features(seed + 100, len(CLASSES))
+@pytest.mark.parametrize("block", [5, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_scores_are_those_of_the_loop(monkeypatch, k, t, block, dtype):
+    """Features in half precision are compared in float32."""
+    monkeypatch.setattr("evals.scores.BLOCK", block)
+    pool, labeled = ([part.to(dtype) for part in random_features(n, n)] for n in (23, len(CLASSES)))
     scores = make_scorer(pool, [(labeled, CLASSES)], num_classes=3, k=k, t=t).scores(torch.arange(23))
     assert_scores(scores, slow_scores(pool, labeled, CLASSES, num_classes=3, k=k, t=t))
 
