@@ -90,11 +90,9 @@ CLASSES = [2, 0, 1, 1, 0, 2, 2, 0, 1, 0, 2]  # of eleven labeled images
 
 
 @pytest.mark.parametrize(("k", "t"), [(100.0, 0.9), (3.0, 0.4)])
-@pytest.mark.parametrize("block", [5, 4096])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_scores_are_those_of_the_loop(monkeypatch, k, t, block, dtype):
+def test_scores_are_those_of_the_loop(k, t, dtype):
     """Features in half precision are compared in float32."""
-    monkeypatch.setattr("evals.scores.BLOCK", block)
     pool, labeled = ([part.to(dtype) for part in random_features(n, n)] for n in (23, len(CLASSES)))
     scores = make_scorer(pool, [(labeled, CLASSES)], num_classes=3, k=k, t=t).scores(torch.arange(23))
     assert_scores(scores, slow_scores(pool, labeled, CLASSES, num_classes=3, k=k, t=t))
@@ -109,7 +107,8 @@ def test_normalisation_runs_over_the_remaining_images_alone(remaining):
 
 
 @pytest.mark.parametrize("cuts", [[6], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [0, 9, 9]], ids=str)
-def test_labeled_images_in_groups_score_as_all_at_once(cuts):
+def test_labeled_images_in_groups_score_as_all_at_once(monkeypatch, cuts):
+    monkeypatch.setattr("evals.scores.BLOCK", 5)  # of 23 images
     pool, labeled = random_features(5, 23), random_features(6, len(CLASSES))
     edges = [0, *cuts, len(CLASSES)]
     groups = [
