@@ -36,9 +36,8 @@ class LabeledImages:
     @classmethod
     def from_numpy(cls, images: np.ndarray, labels: np.ndarray, device: torch.device) -> LabeledImages:
         """Copies images, uint8 (N, H, W, 3), and labels, (N,), to the device."""
-        return cls(
-            torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).to(device)
-        )
+        pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
+        return cls(pixels, torch.from_numpy(labels).to(device))
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -119,18 +118,14 @@ def make_training_step(networks: Sequence[nn.Module], data: LabeledImages, *, lr
     """A step of Adam for each of S networks: image numbers, int64 (S, B), and flips, bool (S, B), to losses, (S,)."""
     device = data.labels.device
     on_gpu = device.type == "cuda"
-    optimizers = [
-        # Fused: on a CPU the update of 11 M weights costs as much as the batch otherwise.
-        torch.optim.Adam(network.parameters(), lr=lr, fused=True, capturable=on_gpu)
-        for network in networks
-    ]
+    # Fused: on a CPU the update of 11 M weights costs as much as the batch otherwise.
+    options = {"lr": lr, "fused": True, "capturable": on_gpu}
+    optimizers = [torch.optim.Adam(network.parameters(), **options) for network in networks]
     streams = make_streams(len(networks), device)
 
     def step(indices: Tensor, flips: Tensor) -> Tensor:
-        calls = [
-            functools.partial(_train_on_batch, *of_seed, data) for of_seed in zip(networks, optimizers, indices, flips)
-        ]
-        return torch.stack(fork_join(calls, streams))
+        seeds = zip(networks, optimizers, indices, flips)
+        return torch.stack(fork_join([functools.partial(_train_on_batch, *seed, data) for seed in seeds], streams))
 
     return GraphedStep(step, modules=networks, optimizers=optimizers, enabled=on_gpu)
 
@@ -152,14 +147,7 @@ def train_one_epoch(
     """One pass over the images in the given orders, in the mode (train or eval) in which the networks are.
 
     A last batch of a single image is left out: in train mode BatchNorm has no variance to divide by where the maps
-    have become 1x1.
-
-    Args:
-        step: Of make_training_step.
-        orders: int64, (S, N).
-        flips: bool, (S, N).
-        batch_size: Images per network and step.
-        device: Where the step runs.
+    have become 1x1. For ``orders`` and ``flips`` see draw_epoch.
 
     Returns:
         Mean cross-entropy of each step's batch, per network: float64, (steps, S), on the CPU.
@@ -172,9 +160,8 @@ def train_one_epoch(
     if not starts:
         raise InputError(f"training needs two images or more in a batch; got {count} images in batches of {batch_size}")
     orders, flips = orders.to(device), flips.to(device)
-    losses = []
-    for start in starts:
-        losses.append(step(orders[:, start : start + batch_size], flips[:, start : start + batch_size]))
+    batches = [slice(start, start + batch_size) for start in starts]
+    losses = [step(orders[:, batch], flips[:, batch]) for batch in batches]
     # Read once per epoch: a look at every step would make the GPU wait for the host.
     return torch.stack(losses).double().cpu()
 
@@ -209,16 +196,9 @@ def _count_correct(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor
 
 
 def evaluate(count: GraphedStep, networks: Sequence[nn.Module], test: LabeledImages) -> list[float]:
-    """Each network's accuracy on the test images in percent; leaves the networks in eval mode.
-
-    Args:
-        count: make_counting_step of these networks.
-        networks: S of them.
-        test: What the accuracy is measured on.
-    """
+    """Each network's test accuracy in percent; ``count`` is of make_counting_step. Leaves them in eval mode."""
     for network in networks:
         network.eval()
-    correct = []
-    for images, labels in zip(test.images.split(EVALUATION_BATCH), test.labels.split(EVALUATION_BATCH), strict=True):
-        correct.append(count(images, labels))
+    batches = zip(test.images.split(EVALUATION_BATCH), test.labels.split(EVALUATION_BATCH), strict=True)
+    correct = [count(images, labels) for images, labels in batches]
     return [100 * number / len(test.labels) for number in torch.stack(correct).sum(0).tolist()]

@@ -30,12 +30,6 @@ class GraphedStep:
     The step maps tensors to a tensor. It must draw nothing at random, must not read values on the host, must change the
     state of modules and optimizers in place and must clear gradients to None before it computes new ones.
 
-    Example:
-        >>> network = nn.Linear(2, 1)
-        >>> step = GraphedStep(lambda x: network(x).detach().sum(), modules=[network], enabled=False)
-        >>> step(torch.zeros(4, 2)).shape
-        torch.Size([])
-
     Args:
         step: The step.
         modules: Those whose parameters or buffers it changes, or whose mode it depends on.
@@ -112,12 +106,7 @@ def _replay(graph: torch.cuda.CUDAGraph, output: Tensor) -> Tensor:
 
 
 class StepState:
-    """A copy of what a training step changes: parameters, buffers, and the optimizers' tensors.
-
-    Args:
-        modules: Whose parameters and buffers are copied. Gradients are not: a step makes them anew.
-        optimizers: Whose state is copied.
-    """
+    """A copy of what a training step changes: parameters, buffers and optimizers' tensors; gradients are made anew."""
 
     def __init__(self, modules: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self._optimizers = optimizers

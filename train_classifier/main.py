@@ -80,17 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             test = LabeledImages.from_numpy(*test_set(data, split), run.device) if len(split.test) else None
             if test is None:
                 log(NO_TEST_IMAGES)
+            shared = {"device": run.device, "num_classes": len(split.target_classes), "together": together}
             for training_set in training_sets:
-                train_seeds(
-                    training_set,
-                    test,
-                    device=run.device,
-                    num_classes=len(split.target_classes),
-                    seeds=seeds,
-                    together=together,
-                    classifier=classifier,
-                    results=results,
-                )
+                train_seeds(training_set, test, seeds=seeds, classifier=classifier, results=results, **shared)
             others = set(range(classifier.cycles + 1)) - set(numbers)
             shown = training_sets + readable_sets(index_dir, others, like=training_sets[0], data=data, split=split)
             report(shown, seeds=seeds, classifier=classifier, results=results, figure=figure)
@@ -146,12 +138,7 @@ def train_seeds(
     Args:
         training_set: What to train on.
         test: On the device that trains; None to hold out a fold of the labeled images for each seed.
-        device: That device.
-        num_classes: Outputs of the classifiers.
-        seeds: One classifier each.
-        together: How many of them are trained in step; an interruption loses them all.
-        classifier: How they are trained.
-        results: results.csv.
+        together: How many seeds are trained in step; an interruption loses them all.
 
     Raises:
         Diverged: The loss of a seed is not finite; the others of its group have been added.
@@ -189,18 +176,13 @@ def log_row(row: Row, source: str) -> None:
 
 
 def report(
-    training_sets: Sequence[TrainingSet],
-    *,
-    seeds: Sequence[int],
-    classifier: ClassifierSettings,
-    results: Path,
-    figure: Path,
+    sets: Sequence[TrainingSet], *, seeds: Sequence[int], classifier: ClassifierSettings, results: Path, figure: Path
 ) -> None:
     """Prints the table of the cycles that have rows in results.csv, and draws their curve."""
     rows = read_rows(results)
     cells = [["cycle", "labeled", "seeds", "accuracy (last epoch)", "best epoch (picked on the test set)"]]
     points = []
-    for columns in sorted((training_set.columns for training_set in training_sets), key=lambda found: found["cycle"]):
+    for columns in sorted((training_set.columns for training_set in sets), key=lambda found: found["cycle"]):
         wanted = columns | identity(classifier)
         found = [row for seed in seeds if (row := find_row(rows, {**wanted, "seed": seed}))]
         if found:
@@ -209,7 +191,7 @@ def report(
             cells.append([str(columns["cycle"]), str(columns["labeled"]), str(accuracy.seeds), text, best])
             points.append((columns["labeled"], accuracy.mean, accuracy.deviation))
     log(plain_table(cells))
-    names = training_sets[0].columns
+    names = sets[0].columns
     curve = f"{names['dataset']}, {mismatch_text(names['mismatch'])}, {names['strategy']}, recipe {classifier.recipe}"
     plot_accuracy(figure, {curve: points})
 

@@ -136,11 +136,7 @@ def held_out(classes: np.ndarray, *, seed: int) -> np.ndarray:
     """Which labeled images the classifier of a seed is measured on, bool (L,): fold ``seed`` mod FOLDS.
 
     The folds divide each class evenly and are the same for all seeds, so FOLDS seeds in a row measure each image once.
-    The only image of a class is always trained on.
-
-    Args:
-        classes: Class numbers of the labeled images, (L,).
-        seed: Of the classifier.
+    The only image of a class is always trained on. ``classes`` are class numbers, (L,).
 
     Raises:
         InputError: There are too few images for the fold to hold one.
