@@ -111,9 +111,7 @@ def check_flags(given: SimpleNamespace) -> None:
     if given.annotation.partial and not labels:
         raise InputError("--partial says how to take --labels CSV; give both")
     if "distinctive" in STRATEGIES[given.query.strategy].needs and given.encoder.shift_trans_type == "none":
-        raise InputError(
-            "the distinctive encoder needs --shift_trans_type rotation or cutperm (as in its training), not none"
-        )
+        raise InputError("the distinctive encoder needs --shift_trans_type rotation or cutperm, as in its training")
 
 
 def checkpoint_paths(query: settings.QuerySettings, needs: Sequence[str]) -> dict[str, Path]:
@@ -132,10 +130,8 @@ def checkpoint_paths(query: settings.QuerySettings, needs: Sequence[str]) -> dic
 
 def take_labels(folder: Path, data: Dataset, split: Split, given: SimpleNamespace) -> Progress:
     """Takes people's labels, if they are given, and says what to do if a query still waits for them."""
-    annotation = given.annotation
-    file = Path(annotation.labels) if annotation.labels else None
-    flags = {"partial": annotation.partial, "overwrite": given.query.overwrite}
-    progress = resume_annotation(folder, data, split, file=file, **flags)
+    file, partial = given.annotation.labels and Path(given.annotation.labels), given.annotation.partial
+    progress = resume_annotation(folder, data, split, file=file, partial=partial, overwrite=given.query.overwrite)
     if progress.waiting:
         log(f"next: {labeling_command(progress.waiting, given)}")
     return progress

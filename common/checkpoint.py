@@ -174,9 +174,7 @@ def check_run(
     """Compares the args.json beside a checkpoint with what this stage was given; without one it only warns.
 
     Args:
-        model_path: The checkpoint.
-        split_digest: Digest of this stage's split.
-        images_digest: Digest of its training images; None is not compared.
+        images_digest: None is not compared.
         expected: Settings that must be equal, by name.
         may_have_changed: Whether people add images to the folder, so that another split or other images are no error.
 

@@ -56,13 +56,9 @@ class QueryLoop:
     The labels of pool images are the oracle's: they are looked up for images once these are queried, and for the
     metrics; no score sees them.
 
-    Attributes:
-        split: What is labeled, set aside and in the pool by now.
-        banks: Features by encoder.
-
     Args:
         banks: Features by encoder, of all pool and labeled images; each bank holds the same images.
-        split: What is labeled, and the pool.
+        split: What is labeled, and the pool; the attribute follows the answers.
         labels: Of all train images, (N,).
         strategy: What to query.
         k: Steepness of the semantic score.
@@ -91,12 +87,7 @@ class QueryLoop:
         self._add_labeled(split.labeled)
 
     def query(self, number: int, queries_per_class: int) -> Cycle:
-        """Scores the pool and queries it; nothing is labeled yet.
-
-        Args:
-            number: Of the cycle, from 1.
-            queries_per_class: Images per target class.
-        """
+        """Scores the pool and queries it; nothing is labeled yet. Cycles have numbers from 1."""
         start, split = time.perf_counter(), self.split
         inputs = QueryInputs(
             pool=split.unlabeled,

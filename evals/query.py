@@ -61,12 +61,7 @@ class QueryResult:
 def select(utilities: Tensor, inputs: QueryInputs, *, queries_per_class: int) -> QueryResult:
     """Takes the best candidates of each class; ties go to the lower index, and no image is taken twice.
 
-    A class with fewer candidates yields what it has.
-
-    Args:
-        utilities: (U, C), -inf where an image is no candidate.
-        inputs: What the strategy saw.
-        queries_per_class: How many to take of each class.
+    A class with fewer candidates yields what it has. ``utilities`` are (U, C), -inf where an image is no candidate.
     """
     values = utilities.detach().cpu().numpy()
     assert values.shape == (len(inputs.pool), inputs.num_classes)
@@ -105,9 +100,7 @@ def check_budget(split: Split, labels: np.ndarray, queries_per_class: int, needs
     """Refuses a query that the pool or the labeled set cannot serve.
 
     Args:
-        split: Before the query.
         labels: Of all train images, (N,), as far as they are known.
-        queries_per_class: Images per target class and cycle.
         needs: The encoders that the strategy needs.
 
     Raises:

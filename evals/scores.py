@@ -41,12 +41,9 @@ class Neighbours:
         return sum(len(part) for part in self._labeled)
 
     def update(self, rows: slice, pool: Tensor, labeled: Tensor) -> None:
-        """Compares a block of the pool with new labeled images; ``append`` follows when every block has been through.
+        """Compares rows of the pool, (B, K, D), with new labeled images, (L, K, D), both of unit norm.
 
-        Args:
-            rows: The block's place in the pool.
-            pool: Its unit-norm features, (B, K, D).
-            labeled: Those of the new images, (L, K, D).
+        ``append`` follows when every block has been through.
         """
         keep = min(self._keep, len(labeled))
         for shift in range(labeled.shape[1]):
@@ -79,7 +76,7 @@ def add_labeled(pool: Features, tables: Sequence[Neighbours], groups: Sequence[T
     """Compares the whole pool with newly labeled images; the pool is read once, in blocks, for all tables.
 
     Args:
-        pool: Features of the pool, (N, K, D), in memory or on disk, of any length.
+        pool: (N, K, D), of any length.
         tables: One per group of labeled images, such as a class.
         groups: New images of each, (L, K, D).
     """
@@ -201,13 +198,7 @@ class Scorer:
         self._classes = torch.empty(0, dtype=torch.int64, device=device)
 
     def add_labeled(self, semantic: Tensor | None, distinctive: Tensor | None, classes: Tensor) -> None:
-        """Takes in newly labeled images.
-
-        Args:
-            semantic: (L, 1, D), or None.
-            distinctive: (L, K, D), or None.
-            classes: Class numbers, (L,).
-        """
+        """Takes in newly labeled images: features, (L, 1, D) and (L, K, D) or None, and class numbers, (L,)."""
         classes = classes.to(self._classes.device)
         self._classes = torch.cat([self._classes, classes])
         if self._semantic:

@@ -98,10 +98,8 @@ def read_progress(index_folder: Path, data: Dataset, split: Split) -> Progress:
     labels, waiting = data.train_labels, None
     numbers = numbered_files(index_folder)
     if missing := set(range(len(numbers))) - set(numbers):
-        raise InputError(
-            f"{index_folder} holds cycle_{numbers[-1]}.json but no cycle_{min(missing)}.json: restore it, or move "
-            "those after it away, too"
-        )
+        gap = f"{index_folder} holds cycle_{numbers[-1]}.json but no cycle_{min(missing)}.json"
+        raise InputError(f"{gap}: restore it, or move those after it away, too")
     if numbers:
         path = index_path(index_folder, numbers[-1])
         located = locate(read_index_file(path), str(path), data)
@@ -134,17 +132,13 @@ def take_labels(index_folder: Path, file: Path, progress: Progress, data: Datase
         return progress
     query = progress.waiting
     if query is None:
-        raise InputError(
-            f"--labels {file}: no query in {index_folder} waits for labels; leave --labels out to make that of cycle "
-            f"{progress.cycle + 1}"
-        )
+        remedy = f"leave --labels out to make that of cycle {progress.cycle + 1}"
+        raise InputError(f"--labels {file}: no query in {index_folder} waits for labels; {remedy}")
     answers = read_labels(file, query.paths, query.class_names, partial=partial)
     found = _find_in_pool(answers, query, progress, data)
     if lost := [shown(path) for path in answers if path not in found]:
-        warn(
-            f"{len(lost)} label(s) are not used: the images are no longer in unlabeled/ as they were queried "
-            f"({', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''})"
-        )
+        names = ", ".join(lost[:3]) + ", ..." * (len(lost) > 3)
+        warn(f"{len(lost)} label(s) are not used: their images are no longer in unlabeled/ as queried ({names})")
     labels = progress.labels.copy()
     for path, image in found.items():
         name = answers[path]
@@ -223,11 +217,9 @@ def _summary(content: IndexFile, *, wanted: int) -> str:
     queried, found = metrics["queried"], metrics["found"]
     counts = ", ".join(f"{shown(name)} {n}" for name, n in zip(content.class_names, metrics["found_per_class"]))
     precision = f"{metrics['precision']:.1f} %" if queried else "-"
-    return (
-        f"cycle {content.cycle}: {queried} labels{f' of {wanted} asked for' * (queried < wanted)}, target {found} "
-        f"({counts}), other {queried - found}, precision {precision}, labeled {metrics['labeled']}, pool "
-        f"{metrics['pool']}"
-    )
+    start = f"cycle {content.cycle}: {queried} labels{f' of {wanted} asked for' * (queried < wanted)}"
+    kinds = f"target {found} ({counts}), other {queried - found}, precision {precision}"
+    return f"{start}, {kinds}, labeled {metrics['labeled']}, pool {metrics['pool']}"
 
 
 def write_next_query(
@@ -240,17 +232,7 @@ def write_next_query(
     strategy: str,
     settings: dict[str, Any],
 ) -> AnnotationQuery:
-    """Writes a query for people to label; before the first one, also the index file of the initial set.
-
-    Args:
-        index_folder: Where the index files are.
-        images_folder: Where the images are.
-        progress: Where the loop stands.
-        data: The images.
-        cycle: The query.
-        strategy: Its name.
-        settings: What index files record of it.
-    """
+    """Writes a query for people to label; before the first one, also the index file of the initial set."""
     class_names = [data.class_names[label] for label in progress.split.target_classes]
     folder, seconds = index_path(index_folder, cycle.number).with_suffix(""), round(cycle.seconds, 3)
     images = _queried_images(data, cycle, class_names)
