@@ -69,13 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         digests = {"split_digest": split.digest, "images_digest": images_digest}
         batches = Batches.plan(len(split.contrast()), training, processes=current.processes)
 
-        encoder = build_encoder(
-            used.encoder.model,
-            num_classes=data.num_classes,
-            shifts=SHIFT_COUNTS[used.encoder.shift_trans_type],
-            simclr_dim=used.encoder.simclr_dim,
-            seed=current.seed,
-        )
+        chosen = used.encoder
+        heads = {"num_classes": data.num_classes, "shifts": SHIFT_COUNTS[chosen.shift_trans_type]}
+        encoder = build_encoder(chosen.model, **heads, simclr_dim=chosen.simclr_dim, seed=current.seed)
         encoder.to(current.device, memory_format=torch.channels_last)  # where convolutions are up to 1.6 times as fast
         model = distributed.wrap(encoder, current.device, parallel=training.parallel)
         optimizers, learning_rate = build_optimizers(encoder, training)
@@ -142,29 +138,16 @@ def train(
         model.train()
         example = indices[: run.batches.size]
     kind = SemanticObjective if training.mode == "semantic" else DistinctiveObjective
-    objective = kind(
-        Augmentation(settings.crop.resize_factor, settings.crop.resize_fix),
-        temperature=training.temperature,
-        seed=current.seed,
-        shift=settings.encoder.shift_trans_type,
-        sim_lambda=training.sim_lambda,
-        precision=current.precision,
-    )
+    crop, shift = settings.crop, settings.encoder.shift_trans_type
+    augmentation = Augmentation(crop.resize_factor, crop.resize_fix)
+    objective = kind(augmentation, training.temperature, current.seed, shift, training.sim_lambda, current.precision)
     forward = make_forward(model, objective, images, labels, compiled_for=example)
+    options = {"optimizers": run.optimizers, "learning_rate": run.learning_rate}
+    options |= {"seed": current.seed, "stop": current.stop.agreed}
     run_log = RunLog(run.folder, enabled=distributed.is_main(), done=run.epoch)
     with contextlib.closing(run_log), run.naming_its_checkpoint():
         for epoch in range(run.epoch + 1, training.epochs + 1):
-            stats = train_one_epoch(
-                model,
-                forward,
-                indices,
-                run.batches,
-                optimizers=run.optimizers,
-                learning_rate=run.learning_rate,
-                epoch=epoch,
-                seed=current.seed,
-                stop=current.stop.agreed,
-            )
+            stats = train_one_epoch(model, forward, indices, run.batches, epoch=epoch, **options)
             if stats is None:
                 run.save_and_stop()
             last = epoch == training.epochs

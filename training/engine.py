@@ -42,13 +42,9 @@ def make_forward(
 
     if compiled_for is not None:
         epoch = torch.ones((), dtype=torch.int64, device=images.device)
-        compute = compile_step(
-            compute,
-            (images[compiled_for], labels[compiled_for], compiled_for, epoch),
-            parameters=encoder.parameters(),
-            buffers=encoder.buffers(),
-            device=images.device,
-        )
+        example = images[compiled_for], labels[compiled_for], compiled_for, epoch
+        state = {"parameters": encoder.parameters(), "buffers": encoder.buffers()}
+        compute = compile_step(compute, example, **state, device=images.device)
 
     def forward(chosen: Tensor, epoch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         # Outside of what is compiled: CUDA graphs copy their inputs, which should not be the whole data set.
