@@ -12,10 +12,7 @@ from common import checkpoint
 from common.settings import DataSettings
 from datasets import load_data_and_split
 
-MODES = {
-    "semantic": ["--mode", "semantic"],
-    "distinctive": ["--mode", "distinctive", "--shift_trans_type", "rotation"],
-}
+MODES = {"semantic": ["--mode", "semantic"], "distinctive": ["--mode", "distinctive", "--shift_trans_type", "rotation"]}
 COUNT = 50  # training images of run_flags: 6 labeled, 26 more targets and ceil(0.4 * 26 / 0.6) others
 CLOCK = ("seconds", "images_per_second")
 

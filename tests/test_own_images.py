@@ -60,22 +60,6 @@ def test_an_encoder_trains_without_ground_truth(root, tmp_path, capsys):
     assert torch.load(tmp_path / "run/last.model", weights_only=True)["linear.weight"].shape[0] == 2
 
 
-def test_with_a_test_set_the_probe_is_evaluated(root, tmp_path):
-    put(root / "test/cat/a.png", 50)
-    put(root / "test/dog/a.png", 51)
-    assert train(root, "--epochs", 1, "--logdir", tmp_path / "run") == 0
-    [line] = map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
-    assert line["test_probe_accuracy"] in (0, 50, 100)
-
-
-def test_a_changed_folder_is_not_resumed(root, tmp_path, capsys):
-    assert train(root, "--epochs", 1, "--logdir", tmp_path / "run") == 0
-    put(root / "unlabeled/new.png", 77)
-    capsys.readouterr()
-    assert train(root, "--epochs", 2, "--resume_path", tmp_path / "run") == 2
-    assert "another split" in error(capsys)
-
-
 def test_no_oracle_is_made_up(root, tmp_path, capsys):
     folder = ["--dataset", "folder", "--data_path", str(root)]
     words = [*folder, "--strategy", "random", "--target", "2", "--index_dir", str(tmp_path / "index")]

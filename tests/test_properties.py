@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 
 import numpy as np
@@ -12,15 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.files import read_json, write_json
 from datasets.index_files import IndexFile, read_index_file, write_index_file
-from datasets.results_file import Row, append_row, read_rows
 from datasets.split import Split, make_split
 from evals.cycles import QueryLoop, simulate
 from evals.features import FeatureBank
-from evals.scores import Neighbours, Scorer, add_labeled, distinctive_distance, min_max, semantic_score
+from evals.scores import Scorer, min_max, semantic_score
 from evals.strategies import STRATEGIES
-from training.losses import nt_xent
 from utils import InputError
 
 always = settings(max_examples=40, deadline=None, database=None, derandomize=True)
@@ -74,17 +70,6 @@ def test_annotation_moves_images_and_loses_none(seed):
     assert len(split.labeled) + len(split.set_aside) == len(initial.labeled) + len(initial.unlabeled)
 
 
-@always
-@given(seeds)
-def test_strangers_and_repeats_are_never_annotated(seed):
-    labels, split = drawn_split(seed)
-    inside = int(split.unlabeled[seed % len(split.unlabeled)])
-    outside = int(split.labeled[seed % len(split.labeled)])
-    for asked in ([inside, inside], [inside, outside], [outside], [-1], [len(labels)]):
-        with pytest.raises(InputError):
-            split.annotate(np.asarray(asked), labels)
-
-
 def banks_for(name: str, labels: np.ndarray, split: Split, seed: int, *, ties: bool = True) -> dict[str, FeatureBank]:
     """Features for a strategy, in which classes lie apart, more or less."""
     rng, indices, banks = np.random.default_rng(seed), np.sort(np.concatenate([split.labeled, split.unlabeled])), {}
@@ -122,18 +107,6 @@ def test_a_query_keeps_its_budget_and_its_pool(name, seed):
         assert cycle.metrics["recall"] == (100 * len(found) / targets_there if targets_there else None)
         queried += asked.tolist()
         before = cycle.split
-
-
-@pytest.mark.parametrize("name", STRATEGIES)
-@fewer
-@given(seeds)
-def test_no_label_of_the_pool_reaches_a_query(name, seed):
-    labels, split = drawn_split(seed)
-    other = labels.copy()
-    other[split.unlabeled] = np.random.default_rng(seed).permutation(other[split.unlabeled])
-    banks = banks_for(name, labels, split, seed)
-    one, two = (QueryLoop(banks, split, truth, STRATEGIES[name], seed=seed).query(1, 5) for truth in (labels, other))
-    assert one.result.indices.tolist() == two.result.indices.tolist()
 
 
 @pytest.mark.parametrize("name", ["ccal", "semantic", "distinctive"])
@@ -196,34 +169,6 @@ def test_the_semantic_score_rises_through_0_at_t(k, t, values):
     assert ((found >= 0) | (signs <= 0)).all() and ((found <= 0) | (signs >= 0)).all()
 
 
-@always
-@given(seeds)
-def test_neighbours_are_the_same_in_one_go_or_many(seed):
-    rng = np.random.default_rng(seed)
-    pool = torch.from_numpy(rng.normal(size=(12, 2, 4)).astype(np.float32))
-    labeled = torch.from_numpy(rng.normal(size=(int(rng.integers(2, 12)), 2, 4)).astype(np.float32))
-    cuts = sorted(rng.integers(0, len(labeled) + 1, 2).tolist())
-    tables = [Neighbours(12, 2, keep=2) for _ in range(2)]
-    add_labeled(pool, tables[:1], [labeled])
-    for part in (labeled[: cuts[0]], labeled[cuts[0] : cuts[1]], labeled[cuts[1] :]):
-        add_labeled(pool, tables[1:], [part])
-    assert torch.allclose(tables[0].similarity, tables[1].similarity, atol=1e-6)
-    assert torch.equal(tables[0].position, tables[1].position)
-    assert torch.allclose(distinctive_distance(tables[0]), distinctive_distance(tables[1]), atol=1e-5)
-
-
-@always
-@given(seeds, st.integers(2, 8), st.floats(0.05, 5))
-def test_nt_xent_does_not_depend_on_the_order_of_instances_or_views(seed, count, temperature):
-    rng = np.random.default_rng(seed)
-    views = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(2, count, 6))), dim=2)
-    loss = nt_xent(views.flatten(0, 1), temperature=temperature)
-    for other in (views[:, torch.from_numpy(rng.permutation(count))], views.flip(0)):
-        assert torch.isclose(nt_xent(other.flatten(0, 1), temperature=temperature), loss)
-    # Every other view is as near as the positive at best, and 2 / T nearer at worst.
-    assert 0 < loss < math.log(2 * count - 1) + 2 / temperature + 1e-9
-
-
 names = st.from_regex(r"[A-Za-z0-9_-][\w.+-]{0,20}", fullmatch=True)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 json_values = st.recursive(
@@ -263,30 +208,3 @@ def test_index_files_come_back_and_keep_to_the_data_set(tmp_path_factory, conten
     assert read_index_file(path, split_digest=content.split_digest, n_images=enough) == content
     with pytest.raises(InputError):
         read_index_file(path, n_images=enough - 1)
-
-
-@always
-@given(json_values)
-def test_json_comes_back(tmp_path_factory, value):
-    path = tmp_path_factory.mktemp("json") / "file.json"
-    write_json(path, value)
-    assert json.dumps(read_json(path), sort_keys=True) == json.dumps(value, sort_keys=True)  # -0.0 and 1.0, too
-
-
-@st.composite
-def result_rows(draw) -> Row:
-    whole, share = st.integers(1, 10**6), st.floats(0, 100)
-    return Row(
-        draw(names), draw(st.none() | st.floats(0, 1)), draw(names), draw(names), draw(whole), draw(whole),
-        draw(st.floats(1e-9, 10)), draw(st.integers(0, 99)), draw(whole), draw(st.integers(0, 2**63 - 1)), draw(share),
-        draw(share), draw(st.text("0123456789abcdef", max_size=64)), draw(names), draw(st.floats(0, 1e9)),
-    )  # fmt: skip
-
-
-@always
-@given(st.lists(result_rows(), min_size=1, max_size=4))
-def test_rows_of_results_come_back_to_the_bit(tmp_path_factory, rows):
-    path = tmp_path_factory.mktemp("results") / "results.csv"
-    for row in rows:
-        append_row(path, row)
-    assert read_rows(path) == rows

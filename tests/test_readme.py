@@ -138,7 +138,3 @@ def test_the_spellings_of_the_original_are_in_one_table() -> None:
     table = (ROOT / "docs" / "flags.md").read_text().partition("## The original's spellings")[2].partition("\n## ")[0]
     assert all(f"`{old}`" in table and f"--{new}" in table for new, old in SPELLINGS.items())
     assert all(f"--mode {old}" in table for old in MODE_SPELLINGS)
-
-
-def test_the_readme_is_short() -> None:
-    assert (ROOT / "README.md").stat().st_size <= 11_000

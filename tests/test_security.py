@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import datasets.torchvision_sets
-from common.files import atomic_write
 from datasets import load_dataset
 from tests.hostile import Payload
 from utils import InputError
@@ -99,25 +98,3 @@ def test_a_download_of_another_checksum_is_refused(tmp_path, monkeypatch):
         load_dataset("cifar10", tmp_path)
     assert set(asked) == {source.url}
     assert os.listdir(tmp_path) == [source.filename]
-
-
-def test_a_link_in_a_files_place_is_replaced_not_followed(tmp_path):
-    victim, link = tmp_path / "victim", tmp_path / "run" / "last.model"
-    victim.write_text("mine")
-    link.parent.mkdir()
-    link.symlink_to(victim)
-    with atomic_write(link) as file:
-        file.write(b"weights")
-    assert victim.read_text() == "mine"
-    assert not link.is_symlink() and link.read_bytes() == b"weights"
-
-
-@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
-def test_mnist_in_a_format_that_torchvision_does_not_check_is_refused(tmp_path, name):
-    trace, folder = tmp_path / "executed", tmp_path / name / "processed"
-    folder.mkdir(parents=True)
-    for file in ("training.pt", "test.pt"):
-        (folder / file).write_bytes(pickle.dumps(Payload(trace), 2))
-    with pytest.raises(InputError, match="processed holds .* remove that folder"):
-        load_dataset({"MNIST": "mnist", "FashionMNIST": "fashion_mnist"}[name], tmp_path)
-    assert not trace.exists()

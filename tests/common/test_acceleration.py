@@ -9,14 +9,7 @@ import pytest
 import torch
 
 from common import acceleration
-from common.acceleration import (
-    FP32,
-    Precision,
-    compile_step,
-    has_native_bf16,
-    keep_freed_memory,
-    wants_compilation,
-)
+from common.acceleration import FP32, Precision, compile_step, has_native_bf16, keep_freed_memory, wants_compilation
 from models import build_encoder
 from models.transform_layers import Augmentation
 from training.engine import make_forward
@@ -252,14 +245,6 @@ def test_a_compilation_that_works_leaves_no_trace_and_says_nothing(monkeypatch, 
     loss, stats = found(torch.tensor([4.0]))
     assert loss.item() == 8.0 and stats == {"loss": torch.tensor(1.0)} and buffer.tolist() == [6.0]
     assert capsys.readouterr().out == ""
-
-
-def test_an_interrupt_in_the_trial_is_no_failed_compilation(monkeypatch):
-    def interrupt(*result):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_step(monkeypatch, interrupt)
 
 
 # Memory

@@ -222,6 +222,10 @@ def test_a_file_is_replaced_once_it_is_whole(tmp_path, path_of_old):
         file.write(b"new")
     assert (tmp_path / "a" / "b" / "file").read_bytes() == b"new"
     assert sorted(os.listdir(tmp_path)) == ["a", "file"]
+    (tmp_path / "link").symlink_to(path_of_old)
+    with atomic_write(tmp_path / "link") as file:
+        file.write(b"other")  # in the link's place, not through it
+    assert path_of_old.read_bytes() == b"new" and not (tmp_path / "link").is_symlink()
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])

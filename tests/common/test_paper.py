@@ -8,14 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.paper import (
-    PROTOCOLS,
-    PUBLISHED_FOUND,
-    PUBLISHED_LABELED,
-    PUBLISHED_POOL_TARGETS,
-    Recipe,
-    recipe_for,
-)
+from common.paper import PROTOCOLS, PUBLISHED_FOUND, PUBLISHED_LABELED, PUBLISHED_POOL_TARGETS, Recipe, recipe_for
 from common.provenance import int64_digest
 from datasets.split import make_split
 

@@ -38,10 +38,7 @@ def test_the_choices_are_what_there_is():
     [
         (EncoderSettings, "model simclr_dim shift_trans_type precision"),
         (CropSettings, "resize_factor resize_fix"),
-        (
-            TrainingSettings,
-            "mode temperature sim_lambda epochs optimizer lr_scheduler lr_init warmup weight_decay",
-        ),
+        (TrainingSettings, "mode temperature sim_lambda epochs optimizer lr_scheduler lr_init warmup weight_decay"),
         (QuerySettings, "strategy k t queries_per_class views feature_dtype"),
         (ClassifierSettings, "recipe epochs batch_size lr"),
         (ProcessSettings, "seed"),

@@ -85,13 +85,7 @@ def slow_feature(encoder, images, index, *, augmentation, views, shift, shift_nu
     ],
 )
 def test_features_are_those_of_a_loop_over_image_view_and_shift(encoder, images, shift, shift_numbers, views):
-    settings = {
-        "augmentation": CROP,
-        "views": views,
-        "shift": shift,
-        "shift_numbers": shift_numbers,
-        "seed": 5,
-    }
+    settings = {"augmentation": CROP, "views": views, "shift": shift, "shift_numbers": shift_numbers, "seed": 5}
     bank = extract(encoder, images, **settings)
     assert bank.indices.tolist() == sorted(CHOSEN.tolist())
     assert bank.indices.dtype == np.int64

@@ -41,12 +41,7 @@ def test_auroc_of_one_kind_is_unknown(is_target):
             20,
             {"queried": 8, "found": 5, "found_per_class": [3, 2], "precision": 62.5, "recall": 50.0},
         ),
-        (
-            [0, 0],
-            20,
-            20,
-            {"queried": 2, "found": 0, "found_per_class": [0, 0], "precision": 0.0, "recall": 100.0},
-        ),
+        ([0, 0], 20, 20, {"queried": 2, "found": 0, "found_per_class": [0, 0], "precision": 0.0, "recall": 100.0}),
         ([], 2, 8, {"queried": 0, "found": 0, "found_per_class": [0, 0], "precision": None, "recall": 25.0}),
         ([1], 0, 0, {"queried": 1, "found": 0, "found_per_class": [0, 0], "precision": 0.0, "recall": None}),
     ],

@@ -10,15 +10,7 @@ import pytest
 import torch
 
 from evals.query import QueryInputs, select
-from evals.scores import (
-    Neighbours,
-    PoolScores,
-    Scorer,
-    add_labeled,
-    distinctive_distance,
-    min_max,
-    semantic_score,
-)
+from evals.scores import Neighbours, PoolScores, Scorer, add_labeled, distinctive_distance, min_max, semantic_score
 from evals.strategies.ccal import ccal
 from utils import InputError
 

@@ -51,27 +51,10 @@ def test_keys_hash_each_part_in_turn(seed, parts):
     assert make_keys(seed, *parts).item() == signed(key64(seed & MASK, *(part & MASK for part in parts)))
 
 
-def test_tensor_parts_give_the_keys_of_their_elements():
-    images, views = torch.tensor([5, -2, 2**62]), torch.arange(2)[:, None]
-    keys = make_keys(3, 1, images, views)
-    expected = [[signed(key64(3, 1, image & MASK, view)) for image in images.tolist()] for view in range(2)]
-    assert keys.dtype == torch.int64 and keys.tolist() == expected
-
-
-def test_the_order_of_the_parts_and_their_number_matter():
-    keys = [make_keys(0, 7, 1, 2), make_keys(0, 7, 2, 1), make_keys(0, 7, 1), make_keys(0, 7, 1, 2, 0)]
-    assert len({key.item() for key in keys}) == len(keys)
-
-
 def test_the_purposes_of_draws_keep_their_numbers():
     """They are part of every key: another number would be another result."""
     assert {purpose.name: purpose.value for purpose in Purpose} == {"TRAINING": 1, "ORDER": 2, "QUERY": 3}
     assert make_keys(0, Purpose.ORDER, 5).item() == make_keys(0, 2, 5).item()
-
-
-@pytest.mark.parametrize(("seed", "purpose"), [(0, 1), (1, 2), (1, 3)])
-def test_seed_and_purpose_do_not_swap(seed, purpose):
-    assert make_keys(seed, purpose, 5).item() != make_keys(purpose, seed, 5).item()
 
 
 def test_draws_depend_on_nothing_but_key_and_number():
@@ -83,12 +66,6 @@ def test_draws_depend_on_nothing_but_key_and_number():
     assert torch.equal(uniform(keys, 3), together[:, :3])
     order = torch.randperm(100)
     assert torch.equal(uniform(keys[order], 8), together[order])
-
-
-def test_numbers_are_float32_in_the_half_open_unit_interval():
-    numbers = uniform(make_keys(0, torch.arange(200_000)), 2)
-    assert numbers.dtype == torch.float32
-    assert 0 <= numbers.min() < 1e-4 and 1 - 1e-4 < numbers.max() < 1
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -144,10 +121,7 @@ def test_whole_numbers_and_tensors_give_the_same_keys(seed, where):
     assert keys.item() == signed(key64(seed & MASK, *(part & MASK for part in parts)))
 
 
-@pytest.mark.parametrize(
-    ("keys", "part"),
-    [((), (5,)), ((3, 1, 4), (2, 1)), ((5,), (0, 1))],
-)
+@pytest.mark.parametrize(("keys", "part"), [((), (5,)), ((3, 1, 4), (2, 1)), ((5,), (0, 1))])
 def test_the_hash_is_a_sound_operator(keys, part):
     generator = torch.Generator().manual_seed(0)
     arguments = [torch.randint(-(2**63), 2**63 - 1, shape, generator=generator) for shape in (keys, part)]

@@ -281,26 +281,6 @@ def test_boxes_have_the_originals_mean_area_and_aspects():
     assert (w / h).log().mean().abs() < 0.005
 
 
-def test_boxes_of_a_fixed_scale_have_rounded_square_roots_as_sides():
-    boxes = in_pixels(draw_boxes(draws(20_000), height=32, width=32, scale=0.54, fixed=True))[:, :2].int()
-    area = 0.54 * 32 * 32
-    aspects = np.exp(np.linspace(math.log(3 / 4), math.log(4 / 3), 20_001))
-    expected = {(round(math.sqrt(area * a)), round(math.sqrt(area / a))) for a in aspects}
-    found = {tuple(box) for box in boxes.tolist()}
-    assert found <= expected and len(found) >= len(expected) - 1
-
-
-def test_offsets_are_uniform():
-    # A box of 24 by 24 pixels has 17 offsets each way.
-    drawn = numbers([(0.5, 0.5)]).repeat(34_000, 1)
-    drawn[:, -2:] = uniform(make_keys(0, torch.arange(34_000)), 2)
-    offsets = in_pixels(draw_boxes(drawn, height=32, width=32, scale=0.08, fixed=False))[:, 2:].round().int()
-    for column in offsets.T:
-        values, counts = column.unique(return_counts=True)
-        assert values.tolist() == list(range(-8, 9))
-        assert ((counts - 2000).abs() < 4.5 * math.sqrt(2000)).all()
-
-
 # Draws of the whole augmentation
 
 

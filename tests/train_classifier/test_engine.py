@@ -128,9 +128,9 @@ def test_one_epoch_equals_a_slow_loop():
 
 
 def train_alone_and_together(*, count: int, device: torch.device = CPU, **changes) -> list[list]:
-    """For each of three seeds: networks and accuracies after training alone, and after training together."""
-    data, test = make_images(count, size=16, device=device), make_images(7, seed=1, size=16, device=device)
-    seeds = [4, 0, 9]
+    """For each of two seeds: networks and accuracies after training alone, and after training together."""
+    data, test = make_images(count, device=device), make_images(7, seed=1, device=device)
+    seeds = [4, 9]
     networks = [build_network(2, seed=seed).to(device) for seed in seeds]
     accuracies = train_together(networks, data, test, seeds=seeds, settings=make_settings(**changes))
     runs = []
@@ -140,8 +140,11 @@ def train_alone_and_together(*, count: int, device: torch.device = CPU, **change
     return runs
 
 
-@pytest.mark.parametrize("recipe", ["proper", "original"])
-@pytest.mark.parametrize("count", [8, 11, 9], ids=["even", "tail", "dropped"])
+# The last batch of 4 is whole, shorter, or of one image, which is left out.
+CASES = pytest.mark.parametrize(("recipe", "count"), [("proper", 8), ("original", 7), ("proper", 5)])
+
+
+@CASES
 def test_seeds_together_equal_seeds_alone_to_the_bit(recipe, count):
     runs = train_alone_and_together(recipe=recipe, epochs=2, count=count)
     for alone, alone_accuracies, together, together_accuracies in runs:
@@ -151,8 +154,7 @@ def test_seeds_together_equal_seeds_alone_to_the_bit(recipe, count):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("recipe", ["proper", "original"])
-@pytest.mark.parametrize("count", [8, 11, 9], ids=["even", "tail", "dropped"])
+@CASES
 def test_seeds_together_equal_seeds_alone_on_a_gpu(recipe, count):
     device = torch.device("cuda", torch.cuda.current_device())
     runs = train_alone_and_together(recipe=recipe, epochs=2, count=count, device=device)

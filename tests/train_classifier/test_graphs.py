@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from train_classifier import graphs
-from train_classifier.graphs import WARM_UP, GraphedStep, StepState, fork_join, make_streams
+from train_classifier.graphs import WARM_UP, GraphedStep, fork_join, make_streams
 
 CPU = torch.device("cpu")
 
@@ -140,23 +140,6 @@ def test_a_failing_recording_warns_once_and_goes_on_eagerly(monkeypatch, capsys)
         "warning: the step could not be recorded as a CUDA graph (operation not permitted when stream is capturing); "
         "going on, slower, without"
     ]
-
-
-def test_state_is_restored_in_place_and_new_optimizer_state_is_zero():
-    training, (batch,) = Training(), batches([5])
-    state = StepState([training.network], [training.optimizer])
-    before = training.state()
-    addresses = [value.data_ptr() for value in training.network.state_dict().values()]
-    training.step(*batch)
-    assert not torch.equal(training.state()[0], before[0])
-    made = [value for entry in training.optimizer.state.values() for value in entry.values()]
-    state.restore()
-    after = training.state()
-    assert all(map(torch.equal, before, after))
-    assert [value.data_ptr() for value in training.network.state_dict().values()] == addresses
-    assert len(made) == 3 * 6 and not any(bool(value.any()) for value in after[len(before) :])
-    now = [value for entry in training.optimizer.state.values() for value in entry.values()]
-    assert all(first is second for first, second in zip(made, now, strict=True)), "addresses stay"
 
 
 def test_fork_join_keeps_the_order():

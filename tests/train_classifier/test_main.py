@@ -199,6 +199,7 @@ def test_folders_do_not_depend_on_where_the_command_starts(tmp_path: Path, monke
     assert found(index_dir="mine", out_path="there") == (Path("mine"), Path("there"))
 
 
+@pytest.mark.slow
 def test_the_originals_way_of_launching(run: Run) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     words = [sys.executable, "main.py", *run.words("--number", "0", "--runs", "1", "--split", "5", "--epoch", "1")]

@@ -153,17 +153,6 @@ def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else():
     assert joined(drawn(Batches(40, 10))) == joined(first) != sorted(joined(first))
 
 
-def test_every_image_comes_at_every_place_equally_often():
-    """Chi-square of 2000 epochs of 10 images, with (10 - 1)^2 degrees of freedom: mean 81, deviation 13."""
-    counts = torch.zeros(10, 10)
-    for epoch in range(1, 2001):
-        order = torch.cat(list(Batches(10, 5).draw(torch.arange(10), rank=0, seed=7, epoch=epoch)))
-        assert order.sort().values.tolist() == list(range(10))
-        counts[order, torch.arange(10)] += 1
-    statistic = float(((counts - 200) ** 2 / 200).sum()) * 9 / 10
-    assert 81 - 3 * math.sqrt(2 * 81) < statistic < 81 + 3 * math.sqrt(2 * 81)
-
-
 # The loop
 
 
@@ -312,13 +301,3 @@ def test_probe_accuracy_equals_a_slow_loop(batch_size):
     expected = slow_accuracy(encoder, images, labels)
     assert 0 < expected < 100
     assert probe_accuracy(encoder, images, labels, batch_size=batch_size) == pytest.approx(expected)
-
-
-def test_probe_accuracy_is_measured_in_eval_mode_and_without_gradients():
-    encoder = PixelEncoder(num_classes=3, shifts=1).train()
-    seen = []
-    encoder.register_forward_hook(
-        lambda module, inputs, output: seen.append((module.training, output[0].requires_grad))
-    )
-    probe_accuracy(encoder, *make_data(10))
-    assert seen == [(False, False)]

@@ -257,30 +257,3 @@ def test_five_steps_as_cuda_graphs_are_the_plain_ones(name, capsys):
         weights.append(torch.cat([p.detach().flatten() for p in encoder.parameters()]))
     torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-4)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_updates_take_channels_last_weights_with_1x1_kernels(name):
-    """Each update is that of the same layers in the usual layout and with torch's default kernels."""
-    weights = []
-    for ours in (True, False):
-        torch.manual_seed(0)
-        layers = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 5, 1, bias=False), torch.nn.Conv2d(5, 1, 3)
-        )
-        layers = layers.to(GPU, memory_format=torch.channels_last if ours else torch.contiguous_format)
-        if ours:
-            optimizer = build_optimizer(name, layers.parameters(), lr=0.01, weight_decay=1e-3)
-        else:
-            kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[name]
-            more = {"momentum": 0.9} if name == "sgd" else {}
-            optimizer = kind(layers.parameters(), lr=0.01, weight_decay=1e-3, **more)
-        pictures = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(3)).to(GPU)
-        for _ in range(3):
-            optimizer.zero_grad()
-            layers(pictures).square().mean().backward()
-            optimizer.step()
-        weights.append([p.detach().contiguous() for p in layers.parameters()])
-    for ours, own in zip(*weights):
-        torch.testing.assert_close(ours, own, rtol=0, atol=1e-3 if name == "adam" else 1e-5)

@@ -83,24 +83,6 @@ def test_step_decay_counts_from_the_end_of_the_warm_up(name, factor, warmup, aft
     assert rate == pytest.approx(0.2 * factor**drops)
 
 
-@pytest.mark.parametrize(("kind", "warmup", "done"), [("cosine", 3, 1), ("step_decay", 3, 4), ("cosine", 0, 6)])
-def test_a_resumed_schedule_continues_where_it_was(kind, warmup, done):
-    steps, epochs = 5, 8
-    positions = [epoch + n / steps for epoch in range(epochs) for n in range(steps)]
-    whole, optimizer = schedule(kind=kind, epochs=epochs, warmup=warmup)
-    values, state = [], None
-    for number, e in enumerate(positions, start=1):
-        whole.set(e)
-        values.append(whole.value)
-        if number == done * steps:
-            state = deepcopy(optimizer.state_dict())
-    resumed, optimizer = schedule(kind=kind, epochs=epochs, warmup=warmup)
-    load_optimizer(optimizer, state)
-    for e, value in zip(positions[done * steps - 1 :], values[done * steps - 1 :]):
-        resumed.set(e)
-        assert resumed.value == value == optimizer.param_groups[0]["lr"]
-
-
 # LARS
 
 
@@ -201,14 +183,6 @@ def test_the_encoder_and_its_probe_have_an_optimizer_each_and_the_schedule_is_th
     assert {*map(id, group["params"])} == {*map(id, encoder.linear.parameters())}
     trained = {id(p) for optimizer in (main, probe) for p in optimizer.param_groups[0]["params"]}
     assert trained == {*map(id, encoder.parameters())}
-
-
-@pytest.mark.parametrize("name", ["sgd", "adam", "lars"])
-def test_frozen_parameters_are_left_out(name):
-    frozen = torch.nn.Parameter(torch.ones(1), requires_grad=False)
-    free = torch.nn.Parameter(torch.ones(1))
-    optimizer = build_optimizer(name, iter([frozen, free]), lr=0.1, weight_decay=0.1)
-    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(free)]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])

@@ -131,14 +131,6 @@ def test_what_is_saved_is_the_last_finished_epoch_not_the_one_under_way(tmp_path
     assert resumed.learning_rate.value == pytest.approx(0.1 * (1 + 0.9 * (1 + 2 / 3)))
 
 
-def test_the_checkpoint_before_is_kept(tmp_path):
-    run = make_run(tmp_path)
-    for expected in ([1], [2, 1], [3, 2]):
-        train(run)
-        run.save()
-        assert epochs(tmp_path) == expected
-
-
 def test_a_damaged_checkpoint_never_replaces_the_good_one_before(tmp_path):
     run = make_run(tmp_path)
     for _ in range(2):

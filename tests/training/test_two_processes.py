@@ -113,35 +113,6 @@ def test_losses_of_two_processes_equal_those_of_one_with_both_batches(processes,
         assert ((here[key] + there[key]) / 2).item() == pytest.approx(value.item(), abs=1e-5), key
 
 
-def test_a_processs_own_share_would_give_other_gradients():
-    # What the comparison above would miss if the gather were left out.
-    encoder, batch = make_encoder("semantic"), make_batch()
-    _, whole = learn("semantic", encoder, encoder, batch)
-    halves = []
-    for share in (slice(0, SIZE), slice(SIZE, 2 * SIZE)):
-        encoder = make_encoder("semantic")
-        halves.append(learn("semantic", encoder, encoder, Batch(*(part[share] for part in batch[:3]), 1))[1])
-    averaged = (halves[0]["layer.weight"] + halves[1]["layer.weight"]) / 2
-    assert (averaged - whole["layer.weight"]).abs().max() > 1e-3
-
-
-def test_seats(processes):
-    assert [found["seats"] for found in processes] == [(0, 2, True), (1, 2, False)]
-    assert [found["after"] for found in processes] == [(0, 1), (0, 1)]  # the group was left
-
-
-def test_gather_rows_of_unequal_numbers(processes):
-    for found in processes:
-        assert found["rows"].tolist() == [[0, 1], [100, 101], [102, 103], [104, 105], [106, 107]]
-        assert found["rows"].dtype == torch.int64
-        assert found["no_rows"].tolist() == [[100, 101], [102, 103]]
-
-
-def test_gather_objects(processes):
-    for found in processes:
-        assert found["objects"] == [{"rank": 0}, {"rank": 1}]
-
-
 def test_mean_over_processes(processes):
     for found in processes:
         assert found["mean"] == {"a": 5.0, "b": 1.5}
@@ -152,17 +123,6 @@ def test_all_gather_concatenates_along_a_dimension_and_sums_gradients(processes)
         assert found["gathered"].tolist() == [[1.0, 2.0], [1.0, 2.0]]
         # Each process's loss has both columns, so a column's gradient arrives twice.
         assert found["gathered_grad"].tolist() == [[[2.0], [200.0]], [[20.0], [2000.0]]][rank]
-
-
-def test_one_process_needs_no_group():
-    rows = torch.arange(4)
-    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
-    assert distributed.all_gather(rows) is rows and distributed.gather_rows(rows) is rows
-    assert distributed.gather_objects("x") == ["x"]
-    assert distributed.mean_over_processes({"a": 2.0}, torch.device("cpu")) == {"a": 2.0}
-    model = torch.nn.Linear(1, 1)
-    assert distributed.wrap(model, torch.device("cpu")) is model
-    distributed.barrier()
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed in /proc")

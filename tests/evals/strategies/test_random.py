@@ -26,12 +26,7 @@ def test_a_random_order_is_dealt_out_to_the_classes_in_turn():
 
 @pytest.mark.parametrize(
     ("size", "num_classes", "count", "queried", "shortfall"),
-    [
-        (40, 3, 13, 39, {}),
-        (5, 2, 3, 5, {1: 1}),
-        (1, 3, 2, 1, {0: 1, 1: 2, 2: 2}),
-        (0, 2, 1, 0, {0: 1, 1: 1}),
-    ],
+    [(40, 3, 13, 39, {}), (5, 2, 3, 5, {1: 1}), (1, 3, 2, 1, {0: 1, 1: 2, 2: 2}), (0, 2, 1, 0, {0: 1, 1: 1})],
 )
 def test_it_keeps_the_budget(size, num_classes, count, queried, shortfall):
     pool = list(range(100, 100 + size))
