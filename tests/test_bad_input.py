@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import active_main
 import contrast_main
@@ -43,14 +42,15 @@ COMMANDS = {
     "summary": evals.summary.main,
     "report": evals.report.__main__.main,
 }
-DATA = "--dataset digits --mismatch 0.5 --device cpu"
+DATA = "--dataset digits --mismatch 0.1 --device cpu"  # 325 images
 NET = f"{DATA} --model resnet8 --simclr_dim 16 --precision fp32"
 TRAIN = f"{NET} --epochs 1 --warmup 0 --batch_size 64 --mode semantic"
+SHORT = "--views 1 --queries_per_class 9 --cycles 1"
 # Each succeeds on the files of the fixture if nothing is wrong with them; a later flag overrides an earlier one.
 WORDS = {
     "contrast": f"{TRAIN} --logdir new",
-    "active": f"{NET} --shift_trans_type rotation --load_path model --queries_per_class 20 --cycles 2 --index_dir new",
-    "classifier": f"{DATA} --cycles 2 --runs 1 --epochs 1 --index_dir query --out_path new",
+    "active": f"{NET} --shift_trans_type rotation --load_path model {SHORT} --index_dir new",
+    "classifier": f"{DATA} --cycles 1 --runs 1 --epochs 1 --index_dir query --out_path new",
     "reproduce": f"{DATA} --model resnet8 --scale 0.002 --out new",
     "summary": "--index_dir query --random_dir random --results classifier/results.csv --out_path new",
     "report": "",
@@ -104,38 +104,13 @@ def fields(path: str, **changes: object) -> Callable[[], object]:
     return damage
 
 
-def resumable(**changes: Callable) -> Callable[[], object]:
-    """Other content in a whole checkpoint, made of what was there; None takes it out."""
-
-    def damage() -> None:
-        content = checkpoint.load(Path(CKPT))
-        content |= {name: change(content[name]) for name, change in changes.items()}
-        checkpoint.save(Path(CKPT), {name: value for name, value in content.items() if value is not None})
-
-    return damage
-
-
-def not_finite() -> None:
-    state = torch.load(MODEL, weights_only=True)
-    state["layer1.0.conv1.weight"][0, 0, 0, 0] = torch.nan
-    torch.save(state, MODEL)
-
-
-def arrays(**changes: np.ndarray) -> Callable[[], object]:
-    """An npz data set of four classes, with changes."""
+def arrays() -> None:
+    """An npz data set of four classes."""
     draw = np.random.default_rng(0)
-    content = {
+    parts = {
         f"{part}_images": draw.integers(0, 256, (n, 8, 8, 3), np.uint8) for part, n in (("train", 40), ("test", 8))
     }
-    content |= {"train_labels": np.arange(40) % 4, "test_labels": np.arange(8) % 4}
-    return lambda: np.savez("data.npz", **content | changes)
-
-
-def accuracy_of_101() -> None:
-    heading, row, *rest = Path(RESULTS).read_text().splitlines()
-    cells = row.split(",")
-    cells[heading.split(",").index("accuracy")] = "101"
-    Path(RESULTS).write_text("\n".join([heading, ",".join(cells), *rest]) + "\n")
+    np.savez("data.npz", **parts, train_labels=np.arange(40) % 4, test_labels=np.arange(8) % 4)
 
 
 CASES = {
@@ -148,11 +123,8 @@ CASES = {
     "a mismatch beyond the data": Case("contrast", r"largest possible .* 0\.\d+", "--mismatch 0.99"),
     "a budget beyond the targets": Case("contrast", r"--initial_budget .* 1 to \d+", "--initial_budget 9999"),
     "a query beyond the pool": Case("active", r"largest .*\d+", "--queries_per_class 9999"),
-    "a query beyond the pool, in all": Case("reproduce", r"largest .*\d+", "--queries_per_class 9999"),
     "one labeled image in each class": Case("active", "needs two", "--initial_budget 2 --split_seed 2"),
-    "a single class": Case("classifier", "at least two classes", "--target_classes 3"),
     "a GPU and none": Case("classifier", "--cuda", "--cuda"),
-    "a scale above 1": Case("reproduce", "--scale", "--scale 2"),
     # folders
     "a file in place of the run's folder": Case("contrast", "--logdir", f"--logdir {MODEL}"),
     "the folder of another run": Case("contrast", "already holds a run", "--logdir model/semantic"),
@@ -169,61 +141,33 @@ CASES = {
     "a page that is not a page": Case("report", "--out", "query --out page.png"),
     # data
     "no data": Case("contrast", r"data\.npz", NPZ),
-    "cut off data": Case("contrast", r"data\.npz cannot be read", NPZ, lambda: (arrays()(), cut("data.npz")())),
+    "cut off data": Case("contrast", r"data\.npz cannot be read", NPZ, lambda: (arrays(), cut("data.npz")())),
     "data of another kind": Case("contrast", r"data\.npz lacks train_images", NPZ, copied(MODEL, "data.npz")),
-    "images that are not bytes": Case("contrast", "uint8.* float64", NPZ, arrays(train_images=np.ones((40, 8, 8, 3)))),
-    "labels that are not whole": Case("contrast", "whole numbers", NPZ, arrays(train_labels=np.full(40, np.nan))),
-    "no test image of a class": Case("contrast", "test set", NPZ, arrays(test_labels=np.full(8, 3))),
     # a checkpoint to continue from
     "a checkpoint that is cut off": resume(r"last\.ckpt is damaged", cut(CKPT)),
-    "a checkpoint of another kind": resume(r"last\.ckpt lacks", copied(MODEL, CKPT)),
     "a checkpoint of other settings": resume("--seed was 0, is 3", words="--seed 3"),
-    "a checkpoint of another split": resume("another split", words="--split_seed 1"),
-    "a checkpoint of tomorrow": resume("format.version", resumable(format_version=lambda version: version + 1)),
-    "a checkpoint without weights": resume("lacks model", resumable(model=lambda state: None)),
-    "a checkpoint of other weights": resume(
-        "does not fit", resumable(model=lambda state: {key: value[:1] for key, value in state.items() if value.dim()})
-    ),
-    "a checkpoint without optimizers": resume("optimizers", resumable(optimizers=lambda states: states[:1])),
     # weights, and what is recorded beside them
     "no weights": Case("active", "semantic checkpoint .*does not exist", "--load_path nowhere"),
     "a folder as weights": Case("active", "does not exist", "--load_semantic_path model"),
     "a checkpoint as weights": Case("active", r"last\.model", f"--load_semantic_path {CKPT}"),
     "weights that are cut off": Case("active", r"last\.model is damaged", damage=cut(MODEL)),
-    "weights of another kind": Case("active", "damaged", f"--load_distinctive_path {FIRST}"),
-    "weights that are not finite": Case("active", "not finite .*layer1.0.conv1.weight", damage=not_finite),
     "another network": Case("active", "--model was resnet8, is resnet20", "--model resnet20"),
-    "another network, unrecorded": Case(
-        "active",
-        "lacks .*--model",
-        "--model resnet20",
-        lambda: [path.unlink() for path in Path("model").rglob("args.json")],
-    ),
     "another data set": Case("active", "another split", "--split_seed 1"),
     "settings that are cut off": Case("active", r"args\.json is not valid JSON", damage=cut(ARGS)),
-    "settings of another kind": Case("active", r"args\.json", damage=copied(FIRST, ARGS)),
-    "settings of tomorrow": Case("active", "version 9", damage=fields(ARGS, format_version=9)),
-    "settings of megabytes": Case("active", r"args\.json has \d+ bytes", damage=lambda: os.truncate(ARGS, 2**24 + 1)),
     # index files
     "no index file": Case("classifier", r"cycle_9\.json does not exist", "--number 9"),
     "an index file that is cut off": Case("classifier", r"cycle_1\.json is not valid JSON", damage=cut(SECOND)),
-    "an index file of another kind": Case("classifier", r"cycle_1\.json", damage=copied(ARGS, SECOND)),
     "an index file that is a folder": Case(
         "classifier", r"cycle_1\.json", damage=lambda: (Path(SECOND).unlink(), Path(SECOND).mkdir())
     ),
-    "an index file of another cycle": Case("classifier", "cycle 1; expected", damage=copied(SECOND, FIRST)),
     "an index file of another split": Case("classifier", "another split", "--split_seed 5"),
-    "an index twice": Case("classifier", "twice", damage=fields(SECOND, labeled=[5, 9, 5])),
     "an index beyond the data": Case("classifier", "1437 images", damage=fields(SECOND, labeled=[5, 1437])),
     "a labeled image of another class": Case(
         "classifier", "target class", damage=fields(SECOND, labeled=lambda file: file["set_aside"], set_aside=[])
     ),
-    "strategies mixed": Case("classifier", "ccal and random", damage=fields(SECOND, strategy="random")),
-    "metrics of a wrong type": Case("summary", "metrics", damage=fields(SECOND, metrics={"found": ["many"]})),
     # results.csv
     "results of another kind": Case("summary", r"results\.csv", damage=copied(FIRST, RESULTS)),
     "results that are garbage": Case("classifier", r"results\.csv", "--out_path classifier", garbage(RESULTS)),
-    "an accuracy of 101 %": Case("classifier", r"results\.csv", "--out_path classifier", accuracy_of_101),
 }
 
 
@@ -349,4 +293,4 @@ def test_the_files_of_the_fixture_are_good(template):
     """What the cases damage is whole to begin with."""
     assert len(read_index_file(template / FIRST).labeled) == 20
     assert checkpoint.load(template / CKPT)["epoch"] == 1
-    assert (template / RESULTS).read_text().count("\n") == 4
+    assert (template / RESULTS).read_text().count("\n") == 3
