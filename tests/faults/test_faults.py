@@ -1,15 +1,13 @@
 """The fault campaign: that its faults happen, that it sees a wrong result, and a short one of the real commands."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.faults.__main__ import Campaign, Launch, launch
+from tests.faults.__main__ import WEIGHTS, Campaign, Launch, launch
 from tests.faults.inject import Fault
-from tests.faults.jobs import Job
+from tests.faults.jobs import JOBS, Job
 
 # Replaces a file twice and appends to another; the steps of writing are numbered on the right.
 SCRIPT = """
@@ -81,11 +79,11 @@ def test_a_command_that_continues_wrongly_is_found(tmp_path):
     assert any("DIFFERS in ['log']" in text for text in campaign.problems)
 
 
-def test_a_short_campaign(root):
-    """Training and a query; python -m tests.faults without flags takes all jobs, two ranks among them."""
-    words = "-m tests.faults --kills 4 --seed 1 --jobs random-query semantic"
-    done = subprocess.run([sys.executable, *words.split()], cwd=root, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    [total] = [line.strip("| ").split(" | ")[1:] for line in done.stdout.splitlines() if line.startswith("| all")]
-    *faults, _, runs, equal = map(int, total)
-    assert sum(faults) == 4 and equal == runs >= 2
+@pytest.mark.parametrize("name", ["random-query", pytest.param("semantic", marks=pytest.mark.slow)])
+def test_a_short_campaign(name, tmp_path):
+    """Of one command; python -m tests.faults takes all of them, two ranks among them."""
+    campaign = Campaign(tmp_path, [JOBS[name]], seed=1)
+    campaign.run(3)
+    assert not campaign.problems
+    assert sum(campaign.counts[name, kind] for kind in WEIGHTS) == 3
+    assert campaign.counts[name, "equal"] == campaign.counts[name, "runs"] >= 1
