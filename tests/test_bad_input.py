@@ -216,7 +216,7 @@ def status_of(command: str, words: str) -> int:
 def the_line(capsys: pytest.CaptureFixture) -> str:
     shown = capsys.readouterr()
     [line] = shown.err.splitlines()
-    assert re.match(r"[\w.]+: error: ", line) and "Traceback" not in shown.out
+    assert re.match(r"\S+: error: ", line) and "Traceback" not in shown.out
     return line
 
 

@@ -51,6 +51,7 @@ def in_this_process() -> Iterator[list[list[str]]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduce, "run", run)
+        patch.setattr("evals.report.figures.tsne_map", lambda features: features[:, 0, :2])
         yield commands
 
 

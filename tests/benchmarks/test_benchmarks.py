@@ -105,6 +105,7 @@ def test_a_comparison_is_of_medians():
     assert comparison(flop=30.0, peak=100.0).share_of_peak == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_an_error_and_no_wait(capfd):
     with pytest.raises(InputError, match="w: the process of ours ended, see above"):
         harness.compare_processes("w", functools.partial(functools.partial, int), dying, device=CPU, repeats=1)

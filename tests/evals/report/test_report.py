@@ -8,6 +8,7 @@ import html.parser
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,14 @@ class Page:
 def make(*folders: Path, out: Path | None = None) -> Page:
     assert run_command(report.main, [*map(str, folders), *(["--out", str(out)] if out else [])]) == 0
     return Page(out or folders[0] / "report.html")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_maps() -> Iterator[None]:
+    """Maps that take no time; tests/evals/report/test_figures.py tests the real ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evals.report.figures.tsne_map", lambda features: features[:, 0, :2])
+        yield
 
 
 @pytest.fixture
