@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -181,13 +181,13 @@ def check_fields(path: Path, content: Any, checks: dict[str, Callable[[Any], boo
     """Checks a JSON object's fields; others may stand beside them.
 
     Args:
-        path: The file, for the message.
+        path: The file.
         content: What it holds.
         checks: What must be true of each field.
-        remedy: What the user should do, the end of the message.
+        remedy: The end of the message.
 
     Raises:
-        InputError: The content is no object, or a field is missing or fails its check; the message names it.
+        InputError: The content is not an object, or a field is missing or fails its check.
     """
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object; {remedy}")
@@ -276,33 +276,8 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    member = archive.getinfo(f"{name}.npy")
-    with archive.open(member) as file:
-        count = check_header(file)
-        if file.tell() + count != member.file_size:
-            raise ValueError(
-                f"the header of {name} declares {count} bytes, and {member.file_size - file.tell()} follow"
-            )
-    with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False, max_header_size=HEADER_LIMIT)
-
-
-def check_header(file: IO[bytes]) -> int:
-    """Reads an npy header, and leaves the file where the array begins.
-
-    Returns:
-        Bytes of the array that it declares.
-
-    Raises:
-        ValueError: It is no header, or one of Python objects, which only pickle could read.
-    """
-    version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"format version {version[0]}.{version[1]} of npy is for arrays of named fields")
-    shape, _, dtype = readers[version](file, max_header_size=HEADER_LIMIT)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects, which only pickle could read")
-    if any(length < 0 for length in shape):
-        raise ValueError(f"its shape is {shape}")
-    return math.prod(shape) * dtype.itemsize
+    with archive.open(f"{name}.npy") as file:
+        array = np.lib.format.read_array(file, allow_pickle=False, max_header_size=HEADER_LIMIT)
+        if file.read(1):  # reading to the end also checks the member's checksum
+            raise ValueError(f"{name} holds more than its header declares")
+    return array

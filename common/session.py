@@ -292,17 +292,17 @@ def _describe(content: bytes) -> str:
 def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Runs a command and turns what goes wrong into one line and an exit status.
 
-    Under torchrun a failure also goes into the record from which the launcher's report is made.
+    Under torchrun a fault that is not the input's also goes on record for the launcher's report.
 
     Returns:
         0 on success, 2 for bad input, 3 for a failing environment (a full disk, a lost process), 130 for Ctrl-C, and
         what ``Interrupted`` says. ``--debug`` among the arguments lets the traceback of an error through instead.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        main = record(main)
     try:
-        main(words)
+        stopped = record(_return_stop)(main, words) if "TORCHELASTIC_ERROR_FILE" in os.environ else main(words)
+        if stopped:
+            raise stopped
         return 0
     except Interrupted as stop:
         _say(str(stop), wait=stop.status != 0)
@@ -313,6 +313,15 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
             raise
         _say(f"error: {message}")
         return status
+
+
+def _return_stop(main: Callable[[Sequence[str]], None], words: Sequence[str]) -> Exception | None:
+    """Returns what says all in its one line, so that the launcher's report does not add a traceback of it."""
+    try:
+        main(words)
+    except (InputError, Interrupted) as stop:
+        return stop
+    return None
 
 
 def _status_and_message(error: BaseException) -> tuple[int | None, str]:

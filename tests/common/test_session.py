@@ -113,14 +113,14 @@ def test_the_first_process_of_a_machine_speaks_and_another_one_where_that_lives_
         assert capsys.readouterr().err.endswith("error: bad\n")
 
 
-def test_under_torchrun_a_failure_is_on_record_for_the_launchers_report(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-
-    def main(words):
-        raise InputError("--k must be above 0")
-
-    assert run_command(main, []) == 2
-    assert "--k must be above 0" in (tmp_path / "error.json").read_text()
+def test_under_torchrun_a_fault_is_on_record_for_the_launchers_report_and_bad_input_is_not(tmp_path, monkeypatch):
+    path = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+    assert run_command(raising(InputError("--k must be above 0")), []) == 2
+    assert run_command(raising(Interrupted("stopped", 143)), []) == 143
+    assert not path.exists()
+    assert run_command(raising(ProcessLost("rank 1 is gone")), []) == 3
+    assert "rank 1 is gone" in path.read_text()
 
 
 # Stop requests
