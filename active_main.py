@@ -121,10 +121,8 @@ def checkpoint_paths(query: settings.QuerySettings, needs: Sequence[str]) -> dic
         flag = f"load_{name}_path"
         paths[name] = Path(getattr(query, flag) or Path(query.load_path) / name / checkpoint.MODEL_FILE)
         if not paths[name].is_file():
-            raise InputError(
-                f"the {name} checkpoint {paths[name]} does not exist; train it with contrast_main.py --mode {name}, or "
-                f"name it with --{flag}"
-            )
+            remedy = f"train it with contrast_main.py --mode {name}, or name it with --{flag}"
+            raise InputError(f"the {name} checkpoint {paths[name]} does not exist; {remedy}")
     return paths
 
 

@@ -16,12 +16,7 @@ def build_encoder(
 ) -> ContrastiveEncoder:
     """Builds an encoder by its backbone's name; torch's global generator stays as it is.
 
-    Args:
-        name: One of BACKBONES.
-        num_classes: All classes of the data set, for the online probe.
-        shifts: K, 1 without shifts.
-        simclr_dim: Dimensions of the projection.
-        seed: Seed of the initial weights.
+    The arguments are those of ContrastiveEncoder, and the seed of the initial weights.
 
     Raises:
         InputError: The name is unknown.

@@ -38,16 +38,10 @@ def horizontal_flip(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def check_shift(kind: str, image_size: tuple[int, int]) -> None:
-    """Refuses quarter turns of images (height, width) that are not square: they would not fit one batch.
-
-    Raises:
-        InputError: The shift is ``rotation`` and height and width differ.
-    """
+    """Raises InputError for quarter turns of images (height, width) that are not square: they do not fit one batch."""
     height, width = image_size
     if kind == "rotation" and height != width:
-        raise InputError(
-            f"--shift_trans_type rotation needs square images, got {height}x{width}: crop them, or use cutperm"
-        )
+        raise InputError(f"--shift_trans_type rotation needs square images, got {height}x{width}; cutperm does not")
 
 
 def shift_images(images: Tensor, kind: str, number: int) -> Tensor:

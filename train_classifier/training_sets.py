@@ -59,10 +59,8 @@ def read_training_set(folder: Path, number: int, *, data: Dataset, split: Split)
     """
     path = index_path(folder, number)
     if not path.exists():
-        raise InputError(
-            f"{path} does not exist; run active_main.py first (same --dataset and --mismatch), "
-            "or choose fewer cycles with --cycles or --number"
-        )
+        remedy = "query first (same --dataset and --mismatch), or choose fewer cycles with --cycles or --number"
+        raise InputError(f"{path} does not exist; {remedy}")
     checks = {"split_digest": split.digest, "n_images": len(data.train_labels)}
     content = read_index_file(path, **(checks if data.has_oracle else {}))  # people's labels go by the images' names
     if (content.dataset, content.cycle) != (data.name, number):
@@ -74,10 +72,8 @@ def read_training_set(folder: Path, number: int, *, data: Dataset, split: Split)
         labeled, labels = located.labeled, located.labels
     others = labeled[~np.isin(labels[labeled], split.target_classes)]
     if len(others):
-        raise InputError(
-            f"{path}: labeled image {others[0]} is of class {labels[others[0]]}, which is not a target class; "
-            "write the file again with active_main.py"
-        )
+        problem = f"labeled image {others[0]} is of class {labels[others[0]]}, which is not a target class"
+        raise InputError(f"{path}: {problem}; write the file again")
     if len(labeled) < 2:
         raise InputError(f"{path} has {len(labeled)} labeled image; training needs at least 2")
     images, classes = data.train_images[labeled], split.class_numbers(labels[labeled])

@@ -27,8 +27,6 @@ class LARS(Optimizer):
 
     Args:
         params: Parameters, or parameter groups.
-        lr: Learning rate.
-        momentum: Of the SGD step.
         weight_decay: wd.
         trust: The trust coefficient.
     """
@@ -149,14 +147,8 @@ def build_optimizers(
     parameters = [p for name, p in encoder.named_parameters() if not name.startswith("linear.")]
     optimizer = build_optimizer(settings.optimizer, parameters, lr=settings.lr_init, weight_decay=settings.weight_decay)
     probe = build_optimizer("adam", encoder.linear.parameters(), lr=1e-3, weight_decay=1e-6)
-    learning_rate = LearningRate(
-        optimizer,
-        optimizer_name=settings.optimizer,
-        kind=settings.lr_scheduler,
-        epochs=settings.epochs,
-        warmup=settings.warmup,
-    )
-    return (optimizer, probe), learning_rate
+    chosen = {"kind": settings.lr_scheduler, "epochs": settings.epochs, "warmup": settings.warmup}
+    return (optimizer, probe), LearningRate(optimizer, optimizer_name=settings.optimizer, **chosen)
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:

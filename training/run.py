@@ -129,9 +129,8 @@ class TrainingRun:
     def _write(self) -> None:
         start, last = time.perf_counter(), self.folder / RESUME_FILE
         if bad := checkpoint.not_finite(self._state["model"]):
-            raise Diverged(
-                f"weights are not finite after epoch {self.epoch} ({bad}); lower --lr_init, or raise --warmup"
-            )
+            problem = f"weights are not finite after epoch {self.epoch} ({bad})"
+            raise Diverged(f"{problem}; lower --lr_init, or raise --warmup")
         # A damaged last.ckpt must not take the place of the good one before it.
         checkpoint.save(last, self._state, previous=self.folder / PREVIOUS_FILE if self._good == last else None)
         checkpoint.save(self.folder / MODEL_FILE, self._state["model"])

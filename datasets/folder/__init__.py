@@ -134,10 +134,8 @@ def check_counts(root: Path, form: Sequence[str], names: Sequence[str], files: S
     if form is ANNOTATION:
         empty += [f"labeled/{label}" for label in names if not per_class["labeled", label]]
     if empty:
-        raise InputError(
-            f"{root / shown(empty[0])} holds no usable jpeg, png, webp or bmp image (what was left out, and why, is "
-            f"listed in {report})"
-        )
+        problem = f"{root / shown(empty[0])} holds no usable jpeg, png, webp or bmp image"
+        raise InputError(f"{problem} (what was left out, and why, is listed in {report})")
     classes = ", ".join(f"{shown(label)} {per_class[form[0], label]}" for label in names[:20])
     more, others = ", ..." * (len(names) > 20), ", ".join(f"{totals[part]} {part}" for part in form[1:])
     log(f"{root}: {totals[form[0]]} {form[0]} images of {len(names)} class(es) ({classes}{more}), {others}")

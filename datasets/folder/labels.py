@@ -71,10 +71,8 @@ def locate(content: IndexFile, name: str, data: Dataset) -> Located:
 def class_number(label: str, class_names: Sequence[str], name: str) -> int:
     """A class's number in the folder as it is now; raises InputError, which names the file, if its folder is gone."""
     if label not in class_names:
-        raise InputError(
-            f"{name} has images of class {label!r}, and there is no folder labeled/{shown(label)} any more: put it "
-            "back (with an image in it), or start again with another --index_dir"
-        )
+        problem = f"{name} has images of class {label!r}, and there is no folder labeled/{shown(label)} any more"
+        raise InputError(f"{problem}: put it back (with an image in it), or start again with another --index_dir")
     return class_names.index(label)
 
 

@@ -54,18 +54,12 @@ class QueriedImage:
 
 
 def check_class_names(names: Sequence[str]) -> None:
-    """Checks that a table can hold the class names and that none reads like the label "other".
-
-    Raises:
-        InputError: The message names the class.
-    """
+    """Raises InputError for a class name that a table cannot hold, or that reads like the label "other"."""
     for name in names:
         if not is_unicode(name):
             raise InputError(f"labeled/{shown(name)}: the name is not valid UTF-8; rename the folder")
         if _normalized(name) == OTHER_LABEL:
-            raise InputError(
-                f"a class is named {name!r}, which as a label means none of the classes: rename its folder"
-            )
+            raise InputError(f"a class is named {name!r}, a label that means none of the classes: rename its folder")
 
 
 def is_unicode(name: str) -> bool:
@@ -211,11 +205,7 @@ def _decode(file: Path) -> str:
 
 
 class NameFinder:
-    """Finds the name that a cell means: written exactly, guarded, or in another case, spacing or form of accents.
-
-    Args:
-        names: What can be found.
-    """
+    """Finds the name that a cell means: written exactly, guarded, or in another case, spacing or form of accents."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = dict.fromkeys(names)

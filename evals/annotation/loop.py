@@ -138,7 +138,7 @@ def take_labels(index_folder: Path, file: Path, progress: Progress, data: Datase
     found = _find_in_pool(answers, query, progress, data)
     if lost := [shown(path) for path in answers if path not in found]:
         names = ", ".join(lost[:3]) + ", ..." * (len(lost) > 3)
-        warn(f"{len(lost)} label(s) are not used: their images are no longer in unlabeled/ as queried ({names})")
+        warn(f"{len(lost)} label(s) are not used: the images are no longer in unlabeled/ as queried ({names})")
     labels = progress.labels.copy()
     for path, image in found.items():
         name = answers[path]

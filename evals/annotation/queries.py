@@ -49,12 +49,10 @@ class AnnotationQuery:
 
     @property
     def page(self) -> Path:
-        """The page on which the images are labeled in a browser."""
         return self.folder / "label.html"
 
     @property
     def table(self) -> Path:
-        """The table to fill in."""
         return self.folder / "to_label.csv"
 
     @property
@@ -64,7 +62,6 @@ class AnnotationQuery:
 
     @property
     def paths(self) -> list[str]:
-        """Of the images."""
         return [image.path for image in self.images]
 
     @property

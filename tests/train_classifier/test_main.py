@@ -165,7 +165,7 @@ def test_under_a_launcher_the_first_process_trains_alone(run: Run, groups: list[
 def test_what_cannot_be_used_is_refused_before_the_training(run: Run, capfd, groups: list[list[int]]) -> None:
     main(run.words("--number", "0"))
     index_path(run.index_dir, 1).rename(run.index_dir / "hidden.json")
-    assert f"{index_path(run.index_dir, 1)} does not exist; run active_main.py first" in refused(run, capfd)
+    assert f"{index_path(run.index_dir, 1)} does not exist; query first" in refused(run, capfd)
     (run.index_dir / "hidden.json").rename(index_path(run.index_dir, 1))
     damaged = (run.out / "results.csv").read_bytes()[:-3]
     (run.out / "results.csv").write_bytes(damaged)
