@@ -101,7 +101,7 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
         n_images: If given, the number of train images that the indices must stay below.
 
     Raises:
-        InputError: The file is missing, is no index file, has duplicate, contradicting or out-of-range indices, or
+        InputError: The file is missing, is not an index file, has duplicate, contradicting or out-of-range indices, or
             belongs to another split.
     """
     limit = None if n_images is None else SMALL_JSON + BYTES_PER_IMAGE * n_images
@@ -109,11 +109,11 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if not is_count(version) or version not in FORMAT_VERSIONS:
         versions = " or ".join(map(str, FORMAT_VERSIONS))
-        raise InputError(f"{path} is no index file of format version {versions}; write it with active_main.py")
+        raise InputError(f"{path} is not an index file of format version {versions}; query again")
     raw.pop("format_version")
     fields = {entry.name for entry in dataclasses.fields(IndexFile)} - ({*ANNOTATED} if version == 1 else set())
     if set(raw) != fields:
-        raise InputError(f"{path}: wrong fields {sorted(set(raw) ^ set(fields))}; write it with active_main.py")
+        raise InputError(f"{path}: wrong fields {sorted(set(raw) ^ set(fields))}; query again")
     checks = {
         "dataset": _is_name(raw["dataset"]),
         "mismatch": raw["mismatch"] is None or (is_number(raw["mismatch"], 0, 1) and raw["mismatch"] < 1),
@@ -130,7 +130,7 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
         checks |= _annotated_checks(raw)
     bad = [name for name, good in checks.items() if not good]
     if bad:
-        raise InputError(f"{path}: {bad[0]} has a wrong type or value; write the file with active_main.py")
+        raise InputError(f"{path}: {bad[0]} has a wrong type or value; query again")
     content = IndexFile(**raw)
     for name in ("labeled", "queried", "set_aside"):
         count = len(getattr(content, name))
@@ -145,10 +145,10 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
     if not content.labeled:
         raise InputError(f"{path}: no labeled image, nothing to train on")
     if not content.target_classes:
-        raise InputError(f"{path}: no target class; write the file with active_main.py")
+        raise InputError(f"{path}: no target class; query again")
     both = set(content.labeled) & set(content.set_aside)
     if both:
-        raise InputError(f"{path}: image {min(both)} is both labeled and set aside; write the file with active_main.py")
+        raise InputError(f"{path}: image {min(both)} is both labeled and set aside; query again")
     if split_digest is not None and content.split_digest != split_digest:
         raise InputError(
             f"{path} belongs to another split (digest {content.split_digest[:12]}, here {split_digest[:12]}); "

@@ -116,9 +116,7 @@ def test_default_place(tmp_path, dataset, mismatch, strategy, place):
 def test_something_else_than_an_index_file(tmp_path, text):
     path = tmp_path / "cycle_0.json"
     path.write_text(text)
-    with pytest.raises(
-        InputError, match=r"cycle_0.json is no index file of format version 1 or 2; write it with active_"
-    ):
+    with pytest.raises(InputError, match=r"cycle_0.json is not an index file of format version 1 or 2"):
         read_index_file(path)
 
 
