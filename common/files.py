@@ -8,11 +8,13 @@ extracted to disk.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import math
 import os
 import stat
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,23 +28,21 @@ from utils import ENVIRONMENT_ERRNOS, InputError
 DEFLATE_RATIO = 1032  # deflate stores no more than this many bytes in one
 HEADER_LIMIT = 10_000  # bytes of an npy header; it holds a type, a flag and a shape
 SMALL_JSON = 2**24  # bytes of a record of settings: it holds tens of them, and no list of images
-JSON_SHARE = 64  # of the memory, for the text of a JSON file
+JSON_SHARE = 64  # of the memory, for the text of a JSON file, of which short elements take twenty times as much
 
 
 def require_writable(folder: str | os.PathLike, flag: str) -> None:
     """Checks that a folder can be written or made, without making it.
 
     Raises:
-        InputError: It, or the nearest existing folder above it, is not a writable folder; the message names ``flag``.
+        InputError: Nothing can be made in the nearest existing folder; the message names ``flag``.
     """
     folder = Path(folder).absolute()
     place = next(path for path in (folder, *folder.parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise InputError(f"{folder} cannot be written: {place} is not a writable folder; name another {flag}")
     try:
         os.rmdir(tempfile.mkdtemp(dir=place, prefix=".probe."))
-    except OSError as error:  # permission is not all: /proc and the like let nobody make anything
-        if error.errno in ENVIRONMENT_ERRNOS:
+    except OSError as error:  # permissions alone do not tell: nobody can make anything in /proc
+        if error.errno in ENVIRONMENT_ERRNOS - {errno.EROFS}:
             raise
         raise InputError(f"{folder} cannot be written ({place}: {error.strerror}); name another {flag}") from None
 
@@ -62,8 +62,7 @@ def naming_file(path: str | os.PathLike) -> Iterator[None]:
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Opens a temporary file beside ``path`` and renames it to ``path`` once it is written and flushed to disk.
 
-    A reader sees the old file or the new one, never a half of it; on an error, which names the file, the old file
-    stays.
+    A reader sees the old file or the new one, never half of it; on an error, which names the file, the old one stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +73,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~current_umask())
+            mask = os.umask(0)  # which can only be read by setting it
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
             os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -102,13 +103,6 @@ def remove_leftovers(folder: str | os.PathLike, pattern: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def current_umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes ``content`` as indented JSON, atomically."""
     text = json.dumps(content, indent=2, default=_plain, allow_nan=False) + "\n"
@@ -118,9 +112,7 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 def memory_size() -> int:
     """Bytes of memory that this process may have: the machine's, or its container's limit."""
-    limits = [2**63]
-    if hasattr(os, "sysconf"):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):  # not there, or "max"
             limits.append(int(Path(limit).read_text()))
@@ -130,12 +122,8 @@ def memory_size() -> int:
 def read_regular(path: str | os.PathLike, *, limit: int | None = None) -> bytes:
     """The content of a regular file; a pipe would be waited for, and a device may have no end.
 
-    Args:
-        path: The file.
-        limit: The most bytes that it may have; by default a share of memory.
-
     Raises:
-        InputError: It is missing, too large, or not a regular file.
+        InputError: It is missing, not a regular file, or has more than ``limit`` bytes (by default a share of memory).
     """
     limit = memory_size() // JSON_SHARE if limit is None else limit
     try:
@@ -150,15 +138,10 @@ def read_regular(path: str | os.PathLike, *, limit: int | None = None) -> bytes:
 
 
 def read_json(path: str | os.PathLike, *, limit: int | None = None) -> Any:
-    """Reads a JSON file.
-
-    Args:
-        path: The file.
-        limit: The most bytes that it may have; by default a share of memory that leaves room for its content, of which
-            the shortest elements, such as [], take more than twenty times as much as their text.
+    """Reads a JSON file of at most ``limit`` bytes.
 
     Raises:
-        InputError: The file is missing, too large, or no JSON.
+        InputError: The file is missing, too large, or not JSON.
     """
     content = read_regular(path, limit=limit)
     try:
@@ -168,9 +151,7 @@ def read_json(path: str | os.PathLike, *, limit: int | None = None) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
@@ -178,16 +159,10 @@ def _plain(value: Any) -> Any:
 
 
 def check_fields(path: Path, content: Any, checks: dict[str, Callable[[Any], bool]], *, remedy: str) -> None:
-    """Checks a JSON object's fields; others may stand beside them.
-
-    Args:
-        path: The file.
-        content: What it holds.
-        checks: What must be true of each field.
-        remedy: The end of the message.
+    """Checks the fields of a JSON file's content; others may stand beside them.
 
     Raises:
-        InputError: The content is not an object, or a field is missing or fails its check.
+        InputError: It is not an object, or a field is missing or fails its check; the message ends with ``remedy``.
     """
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object; {remedy}")
@@ -205,12 +180,8 @@ def is_count(value: Any) -> bool:
 
 def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
     """Whether a JSON value is a finite number within the bounds."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value) and low <= value <= high
-    except OverflowError:  # a whole number beyond every float
-        return False
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_real and low <= value <= high and abs(value) <= sys.float_info.max
 
 
 def is_text(value: Any) -> bool:
@@ -219,32 +190,24 @@ def is_text(value: Any) -> bool:
 
 
 def check_archive(file: BinaryIO, path: Path, *, stored: bool) -> zipfile.ZipFile:
-    """Opens a zip archive whose members' declared sizes are possible.
-
-    Args:
-        file: The archive, open.
-        path: Its name, for the message.
-        stored: Whether every member must stand there uncompressed, so that all together are no larger than the file.
+    """Opens a zip archive whose members' declared sizes are possible; if ``stored``, all must be uncompressed.
 
     Raises:
-        InputError: A name stands there twice, or a size is impossible.
-        zipfile.BadZipFile: It is no archive; so do OSError, ValueError and NotImplementedError.
+        InputError: Two members have one name, or a size is impossible.
+        zipfile.BadZipFile: It is not an archive; OSError, ValueError and NotImplementedError may say so, too.
     """
     size = file.seek(0, io.SEEK_END)
     archive = zipfile.ZipFile(file)
     members = archive.infolist()
     if len({member.filename for member in members}) != len(members):
         raise InputError(f"{path} holds two members of one name; write it again")
-    packed = sum(member.compress_size for member in members)
-    if packed > size:
-        raise InputError(f"{path} declares {packed} bytes of members and has {size}; copy or write it again")
-    for member in members:
-        most = member.compress_size * (1 if stored else DEFLATE_RATIO)
-        if member.file_size > most or (stored and member.compress_type != zipfile.ZIP_STORED):
-            raise InputError(
-                f"{path}: {member.filename} declares {member.file_size} bytes, made of {member.compress_size} in the "
-                "file, which cannot be; copy or write it again"
-            )
+    ratio = 1 if stored else DEFLATE_RATIO
+    if (
+        sum(member.compress_size for member in members) > size
+        or any(member.file_size > member.compress_size * ratio for member in members)
+        or (stored and any(member.compress_type != zipfile.ZIP_STORED for member in members))
+    ):
+        raise InputError(f"{path} declares sizes of its members that cannot be; copy or write it again")
     return archive
 
 
@@ -263,10 +226,8 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
                 raise InputError(f"{path} lacks {', '.join(missing)}; it must hold {', '.join(names)}")
             total = sum(archive.getinfo(f"{name}.npy").file_size for name in names)
             if total > memory_size():
-                raise InputError(
-                    f"{path} declares arrays of {total / 1e9:.4g} GB, and this machine has {memory_size() / 1e9:.4g} "
-                    "GB of memory; give a smaller file"
-                )
+                sizes = f"{total / 1e9:.4g} GB, and this machine has {memory_size() / 1e9:.4g} GB of memory"
+                raise InputError(f"{path} declares arrays of {sizes}; give a smaller file")
             return {name: _read_member(archive, name) for name in names}
     except InputError:
         raise

@@ -24,6 +24,7 @@ STRATEGIES = ("ccal", "semantic", "distinctive", "random")
 
 option = functools.partial(setting, identity=False)  # a setting that changes no result
 seed_number = number(int, 0, 2**63 - 1)
+share = number(float, 0, 1, open_high=True)
 
 
 @dataclass(frozen=True)
@@ -32,47 +33,26 @@ class DataSettings:
 
     title: ClassVar[str] = "data and split"
     dataset: str = option("cifar10", "data set", choices=DATASETS)
-    data_path: str = option(
-        "~/data", "folder of CIFAR and the like, file of --dataset npz, or folder of --dataset folder", metavar="PATH"
-    )
-    mismatch: float | None = option(
-        None,
-        "share of other-class images in the unlabeled pool (default: 0.8)",
-        kind=number(float, 0, 1, open_high=True),
-    )
+    data_path: str = option("~/data", "folder of CIFAR and the like, npz file, or folder of images", metavar="PATH")
+    mismatch: float | None = option(None, "share of other classes in the unlabeled pool (default: 0.8)", kind=share)
     target_classes: tuple[int | str, ...] | None = option(
         None,
-        "classes that matter, by name or number, in the classifier's order (default: the data set's protocol)",
+        "classes that matter, by name or number (default: protocol)",
         kind=class_name,
         several=True,
         metavar="CLASS",
     )
-    initial_budget: int | None = option(
-        None, "target images labeled at the start (default: 800; digits: 20)", kind=positive_int
-    )
+    initial_budget: int | None = option(None, "images labeled first (default: 800; digits: 20)", kind=positive_int)
     split_seed: int = option(0, "seed of the split's draws", kind=seed_number)
     image_size: int | None = option(
-        None,
-        "of --dataset folder, in pixels: shorter sides are resized to this and the centre is cropped (default: 32)",
-        kind=number(int, 32, 224),
-        metavar="PIXELS",
+        None, "pixels to which a folder's images are resized and cropped (default: 32)", kind=number(int, 32, 224)
     )
-    cache_dir: str | None = option(
-        None,
-        "where the images of a folder are kept at that size (default: .ccal_cache in the folder itself)",
-        metavar="DIR",
-    )
+    cache_dir: str | None = option(None, "where these are kept (default: .ccal_cache in that folder)", metavar="DIR")
     others: tuple[str, ...] | None = option(
-        None,
-        "take the pool's other-class images from these instead: further data sets by name, npz files or folders of "
-        "images, resized to the data set's own shape",
-        several=True,
-        metavar="DATA",
+        None, "take other classes from these data sets, npz files or folders instead", several=True, metavar="DATA"
     )
     others_path: str | None = option(
-        None,
-        "folder of the data sets that --others names (default: --data_path if that is such a folder, else ~/data)",
-        metavar="DIR",
+        None, "folder of the data sets among --others (default: --data_path if it is one, else ~/data)", metavar="DIR"
     )
 
 
@@ -82,16 +62,12 @@ class EncoderSettings:
 
     title: ClassVar[str] = "encoder"
     model: str | None = setting(
-        None,
-        f"backbone (default: resnet18; with --image_size of {IMAGENET_STEM_FROM} or more resnet18_imagenet)",
-        choices=MODELS,
+        None, f"backbone (default: resnet18; resnet18_imagenet from {IMAGENET_STEM_FROM} pixels)", choices=MODELS
     )
     simclr_dim: int = setting(128, "dimensions of the projection", kind=positive_int)
     shift_trans_type: str = setting("none", "shifts of the distinctive encoder (4 each)", choices=SHIFTS)
     precision: str = setting(
-        "auto",
-        "number format of the encoder's products; auto: bf16 where the hardware computes it natively, else fp32",
-        choices=("auto", "fp32", "tf32", "bf16"),
+        "auto", "format of products; auto: bf16 in hardware, else fp32", choices=("auto", "fp32", "tf32", "bf16")
     )
 
     def resolved(self, *, image_size: int | None, precision: str) -> EncoderSettings:
@@ -106,9 +82,7 @@ class CropSettings:
     """The random resized crop; the other augmentations are fixed by the method."""
 
     title: ClassVar[str] = "augmentation"
-    resize_factor: float = setting(
-        0.08, "smallest share of the image's area that a crop keeps", kind=number(float, 0, 1, open_low=True)
-    )
+    resize_factor: float = setting(0.08, "smallest relative area of a crop", kind=number(float, 0, 1, open_low=True))
     resize_fix: bool = setting(False, "every crop keeps exactly --resize_factor of the area")
 
 
@@ -117,55 +91,28 @@ class TrainingSettings:
     """Contrastive training of one encoder."""
 
     title: ClassVar[str] = "contrastive training"
-    mode: str = setting(
-        help="semantic (SimCLR) or distinctive (CSI); the original's spellings senmatic and feature work, too",
-        kind=mode,
-        metavar="{semantic,distinctive}",
-    )
+    mode: str = setting(help="semantic (SimCLR) or distinctive (CSI)", kind=mode, metavar="{semantic,distinctive}")
     temperature: float = setting(0.5, "temperature of NT-Xent", kind=positive)
     sim_lambda: float = setting(1.0, "weight of NT-Xent beside the shift loss", kind=number(float, 0))
     epochs: int = setting(1500, "passes over the training images", kind=positive_int)
     batch_size: int = option(128, "images per process and step", kind=positive_int, exclusive="batch")
     global_batch_size: int | None = option(
-        None,
-        "images per step, all processes together, of which each takes an equal share: the steps of an epoch, their "
-        "images and learning rates are then the same with any number of processes",
-        kind=positive_int,
-        exclusive="batch",
+        None, "images per step of all processes together, whatever their number", kind=positive_int, exclusive="batch"
     )
     optimizer: str = setting("sgd", "optimizer of the encoder", choices=("sgd", "adam", "lars"))
     lr_scheduler: str = setting("cosine", "schedule after the warm-up", choices=("cosine", "step_decay"))
-    lr_init: float = setting(
-        0.1, "learning rate before the warm-up, which takes it to ten times this", kind=positive, metavar="RATE"
-    )
+    lr_init: float = setting(0.1, "learning rate; the warm-up raises it tenfold", kind=positive, metavar="RATE")
     warmup: int = setting(10, "epochs of warm-up; 0 starts at the peak", kind=natural, metavar="EPOCHS")
     weight_decay: float = setting(1e-6, "weight decay of every parameter", kind=number(float, 0))
-    compile: str = option(
-        "auto",
-        "torch.compile, with CUDA graphs on a GPU; auto: on for one process on a GPU, else off",
-        choices=("auto", "on", "off"),
-    )
-    logdir: str | None = option(
-        None, "folder of the run (default: logs/ and a name made of the settings)", metavar="DIR"
-    )
+    compile: str = option("auto", "torch.compile; auto: for one process on a GPU", choices=("auto", "on", "off"))
+    logdir: str | None = option(None, "folder of the run (default: logs/ and a name of the settings)", metavar="DIR")
     suffix: str = option("", "appended to the folder's name")
-    resume: str = option(
-        "never",
-        "auto: continue the run in the folder after its last saved epoch, with the result of a run without a stop, or "
-        "start one where there is none",
-        choices=("never", "auto"),
-    )
+    resume: str = option("never", "auto: continue the run in the folder, or start one", choices=("never", "auto"))
     resume_path: str | None = option(None, "folder of an unfinished run to continue; it must be there", metavar="DIR")
     save_step: int = option(10, "epochs between checkpoints", kind=positive_int, metavar="EPOCHS")
-    error_step: int = option(
-        5, "epochs between evaluations of the linear probe on the test images", kind=positive_int, metavar="EPOCHS"
-    )
+    error_step: int = option(5, "epochs between linear probes on test images", kind=positive_int, metavar="EPOCHS")
     no_strict: bool = option(False, "resume with strict=False: keys that do not match are left as they are")
-    parallel: str = option(
-        "torch",
-        "several processes: torch's DistributedDataParallel, or an apex that still has apex.parallel",
-        choices=("torch", "apex"),
-    )
+    parallel: str = option("torch", "several processes: torch's DDP or an apex.parallel", choices=("torch", "apex"))
 
 
 @dataclass(frozen=True)
@@ -180,35 +127,21 @@ class QuerySettings:
     cycles: int = option(5, "query cycles", kind=positive_int)
     views: int = setting(1, "augmented views per image and shift, whose features are averaged", kind=positive_int)
     feature_dtype: str = setting("float16", "number format of the features", choices=("float16", "float32"))
-    load_path: str = option(
-        "./model", "folder in which semantic/last.model and distinctive/last.model are looked for", metavar="DIR"
-    )
+    load_path: str = option("./model", "folder with {semantic,distinctive}/last.model", metavar="DIR")
     load_semantic_path: str | None = option(None, "semantic checkpoint (default: in --load_path)", metavar="FILE")
     load_distinctive_path: str | None = option(None, "distinctive checkpoint (default: in --load_path)", metavar="FILE")
     no_strict: bool = option(False, "load with strict=False: keys that do not match are left as they are")
     test_batch_size: int | None = option(
-        None,
-        "images per batch of the extraction; a forward pass has all their shifts (default: 100 on a CPU, up to 1000 on "
-        "a GPU)",
-        kind=positive_int,
-        metavar="IMAGES",
+        None, "images per batch, with all their shifts (default: 100 on a CPU, up to 1000 on a GPU)", kind=positive_int
     )
     feature_cache: str | None = option(
-        None,
-        "where features are kept and used again while checkpoint, images and settings are the same (default: features/ "
-        "beside the index files)",
-        metavar="DIR",
-        exclusive="cache",
+        None, "where features are kept (default: features/ beside the index files)", metavar="DIR", exclusive="cache"
     )
     no_feature_cache: bool = option(False, "keep the features in memory only", exclusive="cache")
     index_dir: str | None = option(
         None, "where cycle_N.json is written (default: train_classifier/get_index_<mismatch>/<dataset>)", metavar="DIR"
     )
-    overwrite: bool = option(
-        False,
-        "replace the index files of an earlier query; with --annotate, keep them and make the query that waits for its "
-        "labels anew",
-    )
+    overwrite: bool = option(False, "replace an earlier query; with --annotate, only the one that waits for its labels")
     print_score: bool = option(False, "print mean, deviation and quantiles of each score")
     save_score: bool = option(False, "also keep every score of every pool image, and draw a histogram of each cycle")
     mode: str = option("eval", "the original's spelling; there is one mode", choices=("eval",))
@@ -219,16 +152,8 @@ class AnnotationSettings:
     """The query of images that people label."""
 
     title: ClassVar[str] = "annotation by people (--dataset folder)"
-    annotate: bool = option(
-        False,
-        "make one query and write it to cycle_N/ beside the index files: label.html to label it in a browser, and "
-        "to_label.csv",
-    )
-    labels: str | None = option(
-        None,
-        "first take the labels of the query before from this file, which label.html saved or somebody filled in",
-        metavar="CSV",
-    )
+    annotate: bool = option(False, "make one query for people to label in cycle_N/label.html or to_label.csv")
+    labels: str | None = option(None, "first take the last query's labels from this file", metavar="CSV")
     partial: bool = option(False, "take --labels though some are missing, and return those images to the pool")
 
 
@@ -238,10 +163,7 @@ class ClassifierSettings:
 
     title: ClassVar[str] = "classifier"
     recipe: str = setting(
-        "proper",
-        "original: as published, BatchNorm statistics frozen after epoch 1, every epoch in one order with one set of "
-        "flips",
-        choices=("proper", "original"),
+        "proper", "original: as published, with its frozen BatchNorm, order and flips", choices=("proper", "original")
     )
     epochs: int = setting(100, "passes over the labeled images", kind=positive_int)
     batch_size: int = setting(32, "images per step", kind=number(int, 2))
@@ -251,16 +173,11 @@ class ClassifierSettings:
     strategy: str = option("ccal", "whose index files are read where --index_dir is not given", choices=STRATEGIES)
     index_dir: str | None = option(None, "where cycle_N.json is read (default: where the query writes)", metavar="DIR")
     out_path: str | None = option(
-        None,
-        "where results.csv and the curve go (default: train_classifier/results/ and the index folder's name)",
-        metavar="DIR",
+        None, "folder of results.csv (default: train_classifier/results/ and the index folder's name)", metavar="DIR"
     )
     runs: int = option(5, "seeds per cycle: --seed and those that follow it", kind=positive_int)
     seeds_together: int | None = option(
-        None,
-        "seeds trained in step, which fills a GPU and changes no result; an interruption loses what they have done in "
-        "the current cycle (default: all of --runs on a GPU, 1 on a CPU)",
-        kind=positive_int,
+        None, "seeds trained in step, with equal results (default: all on a GPU, 1 on a CPU)", kind=positive_int
     )
     cuda: bool = option(False, "train on a GPU, and stop where there is none")
 
@@ -281,21 +198,12 @@ class ProcessSettings(OutputSettings):
     title: ClassVar[str] = "process"
     device: str = option("auto", "auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
     seed: int = setting(0, "seed of everything but the split", kind=seed_number)
-    deterministic: bool = option(
-        False, "on one GPU, too, two runs give the same bits, with slower steps; on a CPU they do without it"
-    )
+    deterministic: bool = option(False, "two runs give the same bits on a GPU, too, with slower steps")
     max_minutes: float | None = option(
-        None,
-        "save and stop, with exit status 0, within so many minutes from when the command has loaded its libraries; "
-        "SIGTERM, SIGINT and SIGUSR1 do so at once",
-        kind=positive,
-        metavar="MINUTES",
+        None, "save and stop within this time, with exit status 0; signals: at once", kind=positive, metavar="MINUTES"
     )
     timeout_minutes: float = option(
-        30.0,
-        "how long one of several processes waits for another, before all stop",
-        kind=number(float, 0, 1e6, open_low=True),
-        metavar="MINUTES",
+        30.0, "how long a process waits for another", kind=number(float, 0, 1e6, open_low=True), metavar="MINUTES"
     )
     local_rank: int = option(0, "passed by launchers; the environment decides", kind=natural)
 

@@ -211,7 +211,7 @@ BAD_FILES = {
 def test_a_bad_file_is_one_error_that_names_it(tmp_path, make):
     path = tmp_path / "last.ckpt"
     make(path)
-    with pytest.raises(InputError, match=r"last\.ckpt( is damaged or not a checkpoint|: .* declares)"):
+    with pytest.raises(InputError, match=r"last\.ckpt( is damaged or not a checkpoint| declares)"):
         checkpoint.load(path)
 
 

@@ -85,9 +85,9 @@ LIES = {
     "a member that is no array": (lambda: one(b"hello, world"), "without pickle"),
     "a compressed bomb": (
         lambda: with_declared_size(one(bytes(10**6), compression=zipfile.ZIP_DEFLATED), "a.npy", 2**31),
-        r"a\.npy declares 2147483648 bytes, made of \d+ in the file, which cannot be",
+        "that cannot be",
     ),
-    "a stored member that grows": (lambda: with_declared_size(one(SMALL), "a.npy", 2**20), "which cannot be"),
+    "a stored member that grows": (lambda: with_declared_size(one(SMALL), "a.npy", 2**20), "that cannot be"),
     "two members of one name": (lambda: archive([("a.npy", SMALL), ("a.npy", SMALL)]), "two members of one name"),
     "a member above the folder": (lambda: archive([("../a.npy", SMALL)]), "lacks a; it must hold a"),
     "a member at an absolute path": (lambda: archive([("/a.npy", SMALL)]), "lacks a; it must hold a"),
@@ -264,7 +264,7 @@ def test_a_folder_that_can_be_written_is_left_unmade_and_others_are_refused(tmp_
     require_writable(tmp_path / "a" / "b", "--out")
     assert os.listdir(tmp_path) == []
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file is not a writable folder; name another --out"):
+    with pytest.raises(InputError, match="cannot be written .*; name another --out"):
         require_writable(tmp_path / "file" / "b", "--out")
     if Path("/proc/self").is_dir():  # where not even root can make anything
         with pytest.raises(InputError, match=r"^/proc/x cannot be written .*; name another --feature_cache$"):
