@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import signal
 import socket
@@ -50,19 +49,11 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EN
 
 @dataclass(frozen=True)
 class Session:
-    """The one carrier of what a command runs on.
+    """What a command runs on."""
 
-    Attributes:
-        device: Of this process.
-        precision: Number format of the encoders' products.
-        processes: How many there are.
-        seed: --seed.
-        stop: Requests to stop.
-    """
-
-    device: torch.device
-    precision: Precision
-    processes: int
+    device: torch.device  # of this process
+    precision: Precision  # of the encoders' products
+    processes: int  # how many there are
     seed: int
     stop: StopRequest
 
@@ -106,15 +97,13 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
     if not wanted:
         yield
         return
-    cudnn, filling = torch.backends.cudnn, torch.utils.deterministic.fill_uninitialized_memory
+    cudnn = torch.backends.cudnn
     before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
     os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a help for finding bugs, which takes time
     cudnn.deterministic, cudnn.benchmark = True, False
-    if device.type == "cpu":
-        log("--deterministic: on the CPU two runs with as many threads are equal anyway, so it costs nothing here")
-    else:
+    if device.type == "cuda":
         log("--deterministic: kernels that add in a fixed order, and no torch.compile by default: steps are slower")
     try:
         yield
@@ -126,7 +115,6 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         cudnn.deterministic, cudnn.benchmark = before[1:]
-        torch.utils.deterministic.fill_uninitialized_memory = filling
 
 
 class StopRequest:
@@ -148,7 +136,7 @@ class StopRequest:
         self._limit, self._raises = max_minutes, raises
         self._end = time.monotonic() + 60 * (max_minutes or 0)
         self._asked = 0  # position of the reason in REASONS
-        self._since = 0.0
+        self._since: float | None = None  # of the first SIGINT or SIGTERM
         self._agreed = 0
         self._handlers: dict[int, Any] = {}
 
@@ -162,8 +150,8 @@ class StopRequest:
     def __exit__(self, *error: object) -> None:
         if self._handlers:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
 
     def reserve(self, seconds: float) -> None:
         """Has the time limit count as reached early enough for what saving takes, ``seconds`` so far at the longest."""
@@ -174,13 +162,13 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now, name = time.monotonic(), SIGNALS[signal.Signals(number)]
-        first = REASONS[self._asked] not in ("SIGINT", "SIGTERM")
         if name in ("SIGINT", "SIGTERM"):
-            if not first and now - self._since <= ONE_REQUEST:
+            if self._since is None:
+                self._since = now
+            elif now - self._since <= ONE_REQUEST:
                 return
-            if not first:
+            else:
                 raise Interrupted(f"ended at once by a second {name}: what was saved before is on disk", STATUS[name])
-            self._since = now
         self._asked = max(self._asked, REASONS.index(name))
         if self._raises:
             raise self.interrupted(self.kept)
@@ -194,11 +182,7 @@ class StopRequest:
         return self._agreed > 0
 
     def interrupted(self, kept: str) -> Interrupted:
-        """What to raise once everything is saved.
-
-        Args:
-            kept: What is on disk and how to go on.
-        """
+        """What to raise once everything is saved; ``kept`` says what is on disk and how to go on."""
         reason = REASONS[self._agreed or self._asked]
         shown = f"--max_minutes {self._limit:g}" if reason == "--max_minutes" else reason
         return Interrupted(f"stopped by {shown}: {kept}", STATUS[reason])
@@ -219,7 +203,7 @@ def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
 
     def take() -> None:
         nonlocal handle
-        made.extend(path for path in (folder, *folder.parents) if not path.exists())
+        made[:] = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         handle = _take_lock(folder / LOCK_FILE)
 
@@ -253,12 +237,11 @@ def _take_lock(path: Path) -> int | None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.pread(handle, 10_000, 0)
+            holder = os.pread(handle, 300, 0).decode(errors="replace")
             os.close(handle)
             if error.errno in HELD:
-                raise InputError(
-                    f"{path.parent} is in use by {_describe(holder)}; wait for it or stop it, or give another folder"
-                ) from None
+                used = f"{path.parent} is in use by {holder or 'another process'}"
+                raise InputError(f"{used}; wait for it or stop it, or give another folder") from None
             if error.errno not in NO_LOCKS:
                 raise
             warn(f"{path.parent} cannot be locked ({error.strerror}): start no second run in it")
@@ -271,22 +254,10 @@ def _take_lock(path: Path) -> int | None:
         os.close(handle)  # an ending run has just removed what was opened here
     with contextlib.suppress(OSError):  # a full disk: the lock holds all the same, and writing what matters will tell
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(_this_process()).encode(), 0)
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        holder = f"process {os.getpid()} on {socket.gethostname()}, started at {time.strftime('%F %T')}: {command}"
+        os.pwrite(handle, holder.encode(errors="replace"), 0)
     return handle
-
-
-def _this_process() -> dict[str, object]:
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return {"pid": os.getpid(), "host": socket.gethostname(), "command": command, "since": time.strftime("%F %T")}
-
-
-def _describe(content: bytes) -> str:
-    try:
-        holder = json.loads(content)
-        text = f"process {int(holder['pid'])} on {holder['host']}, started at {holder['since']}"
-        return f"{text}: {str(holder['command'])[:200]}"
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return "another process"
 
 
 def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
