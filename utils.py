@@ -23,15 +23,11 @@ class ProcessLost(Exception):
 
 
 class Interrupted(Exception):
-    """A command stops because it was asked to; the message says by what, and what is on disk.
-
-    Attributes:
-        status: Exit status of the command.
-    """
+    """A command stops because it was asked to; the message says by what, and what is on disk."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
-        self.status = status
+        self.status = status  # exit status of the command
 
 
 class Launcher(NamedTuple):

@@ -88,8 +88,7 @@ def wants_compilation(choice: str, device: torch.device, *, processes: int, dete
         raise InputError("--compile on works in one process; with several, leave it at auto (which is off there)")
     if choice == "on" and deterministic and device.type == "cuda":
         raise InputError(
-            "--compile on chooses a GPU's kernels by their speed at the moment, and --deterministic wants the same "
-            "ones each time: give one of them"
+            "--compile on picks kernels by speed, and --deterministic wants the same ones: give one of them"
         )
     automatic = device.type == "cuda" and processes == 1 and not deterministic
     return choice == "on" or (choice == "auto" and automatic)

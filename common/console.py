@@ -21,10 +21,8 @@ T = TypeVar("T")
 
 
 class _Output:
-    """What this process shows: nothing but warnings and results if quiet; the progress bars on the terminal."""
-
-    quiet = False
-    bars: Any = None  # the rich.progress.Progress that is drawn
+    quiet = False  # nothing but warnings and results
+    bars: Any = None  # the rich.progress.Progress on the terminal
 
 
 def set_quiet(quiet: bool) -> None:
@@ -72,13 +70,8 @@ def as_a_stage() -> Iterator[None]:
 def progress(iterable: Iterable[T], *, description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
     """Passes an iterable on and shows how far it is, how fast and how long it will take, from the first process.
 
-    On a terminal that is a bar; elsewhere, in a log say, a line each half minute.
-
-    Args:
-        iterable: What is worked through.
-        description: What it is, in a word or two.
-        total: Its length, where it cannot tell.
-        unit: One of its items.
+    On a terminal that is a bar; elsewhere, in a log say, a line each half minute. ``total`` is the length of an
+    iterable that cannot tell its own.
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
@@ -90,21 +83,17 @@ def progress(iterable: Iterable[T], *, description: str, total: int | None = Non
 
 def _bar(iterable: Iterable[T], *, description: str, total: int | None, unit: str) -> Iterator[T]:
     if _Output.bars is None:
-        columns = (
-            rich.progress.TextColumn("{task.description}"),
+        # The streams stay as they are: what goes into a file must not pass through the terminal's drawing.
+        streams = {"console": Console(stderr=True), "redirect_stdout": False, "redirect_stderr": False}
+        _Output.bars = rich.progress.Progress(
+            "{task.description}",
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[rate]}"),
+            "{task.fields[rate]}",
             rich.progress.TimeRemainingColumn(),
-        )
-        # The streams stay as they are: what goes into a file must not pass through the terminal's drawing.
-        _Output.bars = rich.progress.Progress(
-            *columns,
-            console=Console(stderr=True),
             transient=True,
             refresh_per_second=4,
-            redirect_stdout=False,
-            redirect_stderr=False,
+            **streams,
         )
         _Output.bars.start()
     bars = _Output.bars

@@ -69,10 +69,8 @@ def choose_device(device: str) -> torch.device:
         return torch.device("cpu")
     here, gpus = launcher(), torch.cuda.device_count()
     if here.local_world_size > gpus:
-        raise InputError(
-            f"{here.local_world_size} processes on this machine and {gpus} GPU(s): launch with "
-            f"--nproc_per_node={gpus} or use --device cpu"
-        )
+        remedy = f"launch with --nproc_per_node={gpus} or use --device cpu"
+        raise InputError(f"{here.local_world_size} processes on this machine and {gpus} GPU(s): {remedy}")
     torch.cuda.set_device(here.local_rank)
     return torch.device("cuda", here.local_rank)
 
@@ -90,10 +88,8 @@ def _join(device: torch.device, timeout_minutes: float) -> None:
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_timeout, device_id=device if on_gpu else None)
     except (RuntimeError, TimeoutError, ValueError) as error:  # of a store, a network, or the launcher's environment
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ProcessLost(
-            f"rank {launcher().rank} did not meet the other processes at {address} within {timeout_minutes:g} minutes: "
-            f"{reason}"
-        ) from error
+        missed = f"rank {launcher().rank} did not meet the other processes at {address}"
+        raise ProcessLost(f"{missed} within {timeout_minutes:g} minutes: {reason}") from error
 
 
 def _is_loss(error: RuntimeError) -> bool:
@@ -132,17 +128,12 @@ def first_here() -> Iterator[None]:
 
     So what the block fetches is fetched once per machine, and once in all where the machines share the folder.
     """
-    turn = 0 if is_main() else 1 if is_first_here() else 2
+    turn = 0 if is_main() else 1 if is_first_process(on_this_machine=True) else 2
     for _ in range(turn):
         barrier()
     yield
     for _ in range(2 - turn):
         barrier()
-
-
-def is_first_here() -> bool:
-    """Whether this is the first process of its machine."""
-    return is_first_process(on_this_machine=True)
 
 
 def all_gather(tensor: Tensor, *, dim: int = 0) -> Tensor:
@@ -189,12 +180,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def from_first(ask: Callable[[], T]) -> T:
-    """What ``ask``, called at the first process alone, returns or raises there, at every process.
-
-    Raises:
-        InputError: See ``ask``.
-        OSError: See ``ask``.
-    """
+    """What ``ask``, called by the first process alone, returns there, or its InputError or OSError, at every process."""
     answer: list[Any] = [None, None]
     if is_main():
         try:
@@ -247,33 +233,24 @@ def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[
 def wrap(model: nn.Module, device: torch.device, *, parallel: str = "torch") -> nn.Module:
     """Makes a model train on all processes: synchronised BatchNorm (GPUs only) and averaged gradients.
 
-    Args:
-        model: The bare model, already on ``device``; keep it, it is what gets saved.
-        parallel: ``torch`` (DistributedDataParallel and SyncBatchNorm) or ``apex``.
+    The bare model, on ``device``, is what gets saved; where there is one process, it is returned as it is.
 
-    Returns:
-        The wrapped model, or ``model`` itself where there is one process.
+    Raises:
+        InputError: ``parallel`` is "apex" instead of "torch", and apex is not there.
     """
     if parallel == "apex":
-        apex_parallel = _require_apex()
+        try:
+            from apex.parallel import DistributedDataParallel, convert_syncbn_model
+        except (ImportError, AttributeError):
+            raise InputError(
+                "--parallel apex needs an NVIDIA apex build that still has apex.parallel, built from source "
+                "(the PyPI package named apex is something else); leave the flag out to use torch's own"
+            ) from None
     if world_size() == 1:
         return model
     if parallel == "apex":
-        return apex_parallel.DistributedDataParallel(apex_parallel.convert_syncbn_model(model), delay_allreduce=True)
+        return DistributedDataParallel(convert_syncbn_model(model), delay_allreduce=True)
     if device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return nn.parallel.DistributedDataParallel(model, device_ids=[device.index])
     return nn.parallel.DistributedDataParallel(model)
-
-
-def _require_apex() -> Any:
-    try:
-        import apex.parallel
-
-        apex.parallel.convert_syncbn_model  # noqa: B018  (the attribute is what newer builds lack)
-        return apex.parallel
-    except (ImportError, AttributeError):
-        raise InputError(
-            "--parallel apex needs an NVIDIA apex build that still has apex.parallel, built from source "
-            "(the PyPI package named apex is something else); leave the flag out to use torch's own"
-        ) from None

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from common.files import SMALL_JSON, is_count, is_number, is_text, read_json, write_json
 from utils import InputError
 
 FORMAT_VERSIONS = (1, 2)
+LISTS = ("labeled", "queried", "set_aside")
 ANNOTATED = ("class_names", "labels", "files")  # fields of version 2 only
 # In the text: an image stands in two lists at most, by a number and, in version 2, by a path and a digest.
 BYTES_PER_IMAGE = 1024
@@ -95,14 +94,9 @@ def write_index_file(folder: Path, content: IndexFile, *, name: str | None = Non
 def read_index_file(path: Path, *, split_digest: str | None = None, n_images: int | None = None) -> IndexFile:
     """Reads and checks an index file.
 
-    Args:
-        path: The file.
-        split_digest: If given, the digest that the file must carry.
-        n_images: If given, the number of train images that the indices must stay below.
-
     Raises:
-        InputError: The file is missing, is not an index file, has duplicate, contradicting or out-of-range indices, or
-            belongs to another split.
+        InputError: The file is missing, is not an index file, has duplicate or contradicting indices, indices that are
+            not below ``n_images``, or another split's digest than ``split_digest``, where these are given.
     """
     limit = None if n_images is None else SMALL_JSON + BYTES_PER_IMAGE * n_images
     raw = read_json(path, limit=limit)
@@ -124,7 +118,7 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
         "metrics": isinstance(raw["metrics"], dict) and all(map(_is_metric, raw["metrics"].items())),
         "seconds": is_number(raw["seconds"]),
     }
-    for name in ("target_classes", "labeled", "queried", "set_aside"):
+    for name in ("target_classes", *LISTS):
         checks[name] = isinstance(raw[name], list) and all(map(is_count, raw[name]))
     if version == 2 and all(checks.values()):
         checks |= _annotated_checks(raw)
@@ -132,28 +126,22 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
     if bad:
         raise InputError(f"{path}: {bad[0]} has a wrong type or value; query again")
     content = IndexFile(**raw)
-    for name in ("labeled", "queried", "set_aside"):
-        count = len(getattr(content, name))
-        if n_images is not None and count > n_images:
-            raise InputError(f"{path}: {name} lists {count} images, but the data set has {n_images}")
-    for name in ("target_classes", "labeled", "queried", "set_aside"):
-        values = np.asarray(getattr(content, name), dtype=np.int64)
-        if len(np.unique(values)) != len(values):
+    for name in ("target_classes", *LISTS):
+        values = getattr(content, name)
+        if len(set(values)) != len(values):
             raise InputError(f"{path}: {name} holds an index twice")
-        if name != "target_classes" and n_images is not None and len(values) and values.max() >= n_images:
-            raise InputError(f"{path}: {name} holds index {values.max()}, but the data set has {n_images} images")
+        if name in LISTS and n_images is not None and max(values, default=0) >= n_images:
+            raise InputError(f"{path}: {name} holds index {max(values)}, but the data set has {n_images} images")
     if not content.labeled:
         raise InputError(f"{path}: no labeled image, nothing to train on")
     if not content.target_classes:
         raise InputError(f"{path}: no target class; query again")
-    both = set(content.labeled) & set(content.set_aside)
-    if both:
+    if both := set(content.labeled) & set(content.set_aside):
         raise InputError(f"{path}: image {min(both)} is both labeled and set aside; query again")
     if split_digest is not None and content.split_digest != split_digest:
-        raise InputError(
-            f"{path} belongs to another split (digest {content.split_digest[:12]}, here {split_digest[:12]}); "
-            "give the same --dataset, --mismatch, --target_classes, --initial_budget and --split_seed as the query"
-        )
+        same = "the same --dataset, --mismatch, --target_classes, --initial_budget and --split_seed as the query"
+        found = f"digest {content.split_digest[:12]}, here {split_digest[:12]}"
+        raise InputError(f"{path} belongs to another split ({found}); give {same}")
     return content
 
 
@@ -164,18 +152,16 @@ def _is_name(value: Any) -> bool:
 
 def _annotated_checks(raw: dict[str, Any]) -> dict[str, bool]:
     """Whether each field of version 2 has the right type and length; the others are checked already."""
-    names, labels, files = raw["class_names"], raw["labels"], raw["files"]
-    count = len(raw["target_classes"])
-    listed = ("labeled", "queried", "set_aside")
+    names, labels, files, count = raw["class_names"], raw["labels"], raw["files"], len(raw["target_classes"])
     return {
         "class_names": _are_strings(names) and len(names) == len(set(names)) == count,
         "labels": isinstance(labels, list)
         and len(labels) == len(raw["labeled"])
         and all(is_count(label) and label < count for label in labels),
         "files": isinstance(files, dict)
-        and set(files) == set(listed)
-        and all(isinstance(files[name], list) and len(files[name]) == len(raw[name]) for name in listed)
-        and all(_are_strings(pair) and len(pair) == 2 for name in listed for pair in files[name]),
+        and set(files) == set(LISTS)
+        and all(isinstance(files[name], list) and len(files[name]) == len(raw[name]) for name in LISTS)
+        and all(_are_strings(pair) and len(pair) == 2 for name in LISTS for pair in files[name]),
     }
 
 

@@ -23,7 +23,7 @@ from common.files import atomic_write, require_writable
 from datasets.base import UNKNOWN, Dataset
 from datasets.folder.cache import MANIFEST, read_images
 from datasets.folder.walk import ANNOTATION, CACHE_FOLDER, File, find_classes, find_form, walk
-from utils import InputError
+from utils import InputError, is_first_process
 
 REPORT = "report.csv"
 
@@ -99,7 +99,7 @@ def index_folder(
 ) -> tuple[np.ndarray, list[File]]:
     """The images of a folder, uint8 (N, size, size, 3), and their files; one process of each machine reads them."""
     with distributed.first_here():
-        found = walk(root, parts, class_names) if distributed.is_first_here() else None
+        found = walk(root, parts, class_names) if is_first_process(on_this_machine=True) else None
         to_read = found and [file for file in found if not file.problem]
         images, files = read_images(root, to_read, size=size, cache=cache)
         if found is not None:

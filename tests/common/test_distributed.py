@@ -83,7 +83,7 @@ def enter_in_turn(words, rank, path):
                 time.sleep(0.3)
             with open(path, "a") as file:
                 file.write(f"{rank}\n")
-        assert distributed.is_first_here() == (rank in (0, 2))
+        assert is_first_process(on_this_machine=True) == (rank in (0, 2))
 
 
 def test_the_first_of_each_machine_goes_before_its_others_and_the_first_of_all_before_all(tmp_path):

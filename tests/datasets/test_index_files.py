@@ -237,14 +237,6 @@ def test_names_that_are_paths_or_steer_a_terminal(written, name, value):
         read_index_file(written(**{name: value}))
 
 
-@pytest.mark.parametrize("name", ["labeled", "queried", "set_aside"])
-def test_a_list_longer_than_the_data_set_is_refused_before_it_becomes_an_array(written, name, monkeypatch):
-    path = written(**{name: [*range(12), 11]})
-    monkeypatch.setattr(np, "asarray", lambda *_, **__: pytest.fail("an array was made"))
-    with pytest.raises(InputError, match=rf"{name} lists 13 images, but the data set has 12"):
-        read_index_file(path, n_images=12)
-
-
 def test_a_file_larger_than_every_list_of_the_data_set_is_not_read(tmp_path):
     path = tmp_path / "cycle_2.json"
     with open(path, "wb") as file:
