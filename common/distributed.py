@@ -180,7 +180,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def from_first(ask: Callable[[], T]) -> T:
-    """What ``ask``, called by the first process alone, returns there, or its InputError or OSError, at every process."""
+    """At every process what ``ask``, called at the first alone, returns or raises (InputError or OSError) there."""
     answer: list[Any] = [None, None]
     if is_main():
         try:
