@@ -60,19 +60,11 @@ def setting(
 
 
 def pick(group: type, *names: str, title: str = "", **defaults: Any) -> type:
-    """A class with some of the fields of a settings class, for a command that takes only these.
-
-    Args:
-        group: The settings class.
-        names: Its fields to keep.
-        title: Of the group in the help; by default that of ``group``.
-        defaults: Other defaults, by name.
-    """
-    fields = {field.name: field for field in dataclasses.fields(group)}
-    kept = [
-        (name, Any, dataclasses.field(default=defaults.get(name, fields[name].default), metadata=fields[name].metadata))
-        for name in names
-    ]
+    """A class with the named fields of a settings class, perhaps with another title or other defaults."""
+    kept = []
+    for field in (group.__dataclass_fields__[name] for name in names):
+        default = defaults.get(field.name, field.default)
+        kept.append((field.name, Any, dataclasses.field(default=default, metadata=field.metadata)))
     namespace = {"title": title or group.title}
     return dataclasses.make_dataclass(group.__name__, kept, frozen=True, namespace=namespace)
 
@@ -178,16 +170,12 @@ class Parser(argparse.ArgumentParser):
             launcher()
         except InputError as error:
             self.error(str(error))
-        values = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in vars(self.parse_args(argv)).items()
-        }
-        return SimpleNamespace(
-            **{
-                name: group(**{field.name: values[field.name] for field in dataclasses.fields(group)})
-                for name, group in self._settings.items()
-            }
-        )
+        values = vars(self.parse_args(argv))
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        found = SimpleNamespace()
+        for name, group in self._settings.items():
+            setattr(found, name, group(**{field.name: values[field.name] for field in dataclasses.fields(group)}))
+        return found
 
     def error(self, message: str) -> NoReturn:
         if not is_first_process(on_this_machine=True):

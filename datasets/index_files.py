@@ -130,7 +130,7 @@ def read_index_file(path: Path, *, split_digest: str | None = None, n_images: in
         values = getattr(content, name)
         if len(set(values)) != len(values):
             raise InputError(f"{path}: {name} holds an index twice")
-        if name in LISTS and n_images is not None and max(values, default=0) >= n_images:
+        if name in LISTS and n_images is not None and max(values, default=-1) >= n_images:
             raise InputError(f"{path}: {name} holds index {max(values)}, but the data set has {n_images} images")
     if not content.labeled:
         raise InputError(f"{path}: no labeled image, nothing to train on")

@@ -118,10 +118,8 @@ def mix(data: Dataset, sources: dict[str, np.ndarray], **draw: Any) -> tuple[Dat
     known = {hashlib.sha256(image).digest() for part in (data.train_images, data.test_images) for image in part}
     copies = source[[hashlib.sha256(image).digest() in known for image in images]]
     for number, count in zip(*np.unique(copies, return_counts=True)):
-        warn(
-            f"{count} of the images drawn from {names[1 + number]} are, pixel by pixel, in {data.name}, too, and count "
-            "as others all the same: remove the copies, or name other data"
-        )
+        found = f"{count} of the images drawn from {names[1 + number]} are, pixel by pixel, in {data.name}, too"
+        warn(f"{found}, and count as others all the same: remove the copies, or name other data")
     mixed = dataclasses.replace(
         data,
         name=_joined(names),
