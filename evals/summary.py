@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if random and random[0].split_digest != queried[0].split_digest:
         raise InputError(f"{given.random_dir} and {given.index_dir} are of different splits and cannot be compared")
     if given.results and not Path(given.results).is_file():
-        raise InputError(f"--results {given.results} does not exist; it is written by train_classifier/main.py")
+        raise InputError(f"--results {given.results} does not exist; name the results.csv of the classifier")
     rows = cycle_rows(queried, random=random, results=read_rows(Path(given.results)) if given.results else [])
     log(plain_table(table_cells(rows)))
     table, figure = folder / "summary.csv", folder / "summary.png"
@@ -109,7 +109,7 @@ def read_cycles(folder: Path) -> list[IndexFile]:
         InputError: There is no cycle_0.json, or a file is damaged.
     """
     if not index_path(folder, 0).is_file():
-        raise InputError(f"{folder} holds no cycle_0.json; name a folder that active_main.py wrote")
+        raise InputError(f"{folder} holds no cycle_0.json; name the index folder of a query")
     files = []
     while index_path(folder, len(files)).is_file():
         files.append(read_index_file(index_path(folder, len(files))))

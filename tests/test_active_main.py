@@ -251,12 +251,6 @@ def test_what_the_report_shows_is_kept(finished, strategy):
         assert cycle.is_target.tolist() == np.isin(labels[cycle.pool], TARGETS).tolist()
         assert cycle.names.tolist() == [str(label) for label in labels[queried]] and cycle.paths is None
         pool = pool[~np.isin(pool, queried)]
-    if strategy == "ccal":
-        sample = kept.read_sample(kept.sample_path(out))
-        assert sample.labels.tolist() == labels[sample.images].tolist()
-        assert {name: array.shape[1:] for name, array in sample.features.items()} == {
-            "semantic": (1, DIM), "distinctive": (4, DIM),
-        }  # fmt: skip
 
 
 def test_the_next_command_takes_the_same_data_and_all_cycles(finished):

@@ -9,12 +9,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import pickle
 import re
 import shlex
 import shutil
 import sys
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +26,8 @@ import evals.report.__main__
 import evals.summary
 import reproduce
 import train_classifier.main
-from common import checkpoint
 from common.files import read_json, write_json
 from common.session import run_command
-from datasets.index_files import read_index_file
-from tests.hostile import Payload, crafted_pickle, pickled_npy, write_zip
 
 COMMANDS = {
     "contrast": contrast_main.main,
@@ -229,42 +224,6 @@ def test_bad_input_is_one_line_and_loses_nothing(place, capsys, case):
     assert contents(place) == before
 
 
-def test_debug_shows_where_it_comes_from(place):
-    cut(SECOND)()
-    with pytest.raises(ValueError, match="cycle_1.json"):
-        status_of("classifier", "--debug")
-
-
-def payload_in(path: str, trace: Path) -> None:
-    """A file that would run code: in a checkpoint's pickle, in an archive's array of objects, or as a bare pickle."""
-    if path.endswith(".npz"):
-        with zipfile.ZipFile(path, "w") as file:
-            for name in ("train_images", "train_labels", "test_images", "test_labels"):
-                file.writestr(f"{name}.npy", pickled_npy(Payload(trace)))
-    elif path.endswith((".model", ".ckpt")):
-        write_zip(Path(path), crafted_pickle({"model": Payload(trace)}), {})
-    else:
-        Path(path).write_bytes(pickle.dumps(Payload(trace), 2))
-
-
-PAYLOADS = {
-    MODEL: ("active", ""),
-    ARGS: ("active", ""),
-    CKPT: ("contrast", "--logdir model/semantic --resume_path model/semantic"),
-    "data.npz": ("contrast", NPZ),
-    FIRST: ("classifier", ""),
-    RESULTS: ("summary", ""),
-}
-
-
-@pytest.mark.parametrize("path", PAYLOADS)
-def test_no_command_executes_what_a_file_holds(place, capsys, tmp_path, path):
-    payload_in(path, tmp_path / "executed")
-    assert status_of(*PAYLOADS[path]) == 2
-    assert Path(path).name in the_line(capsys)
-    assert not (tmp_path / "executed").exists()
-
-
 # What each command writes, and the folder of an earlier run that it would replace.
 WRITES = {
     "contrast": ("--logdir new", "model"),
@@ -287,10 +246,3 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(place, capsys, monkey
     assert status_of(command, words) == 3
     assert "No space left on device" in the_line(capsys)
     assert {name: digest for name, digest in contents(place / kept).items() if name in before} == before
-
-
-def test_the_files_of_the_fixture_are_good(template):
-    """What the cases damage is whole to begin with."""
-    assert len(read_index_file(template / FIRST).labeled) == 20
-    assert checkpoint.load(template / CKPT)["epoch"] == 1
-    assert (template / RESULTS).read_text().count("\n") == 3

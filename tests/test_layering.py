@@ -58,20 +58,6 @@ def test_a_package_imports_only_from_layers_below(package: str) -> None:
     assert not {path: names for path, names in wrong.items() if names}
 
 
-@pytest.mark.parametrize(
-    ("package", "source", "wrong"),
-    [
-        ("datasets", "from models import build_encoder", {"models"}),
-        ("evals", "import training.engine", {"training"}),
-        ("utils", "from common import plots", {"common"}),
-        ("models", "def f():\n    from contrast_main import main", {"contrast_main"}),
-        ("training", "from common import distributed\nimport models.encoder, torch", set()),
-    ],
-)
-def test_the_check_sees_wrong_imports(package: str, source: str, wrong: set[str]) -> None:
-    assert wrong_imports(package, source) == wrong
-
-
 @pytest.mark.parametrize("package", ENTRIES)
 def test_a_folder_has_few_entries(package: str) -> None:
     found = [path.name for path in (ROOT / package).iterdir() if path.name != "__pycache__"]

@@ -107,13 +107,6 @@ def test_the_plain_names_say_what_the_originals_say() -> None:
         assert differing <= {"model", "load_path", "load_semantic_path", "load_distinctive_path"}  # their defaults
 
 
-def test_a_wrong_flag_would_be_seen(capsys: pytest.CaptureFixture) -> None:
-    [command] = commands_in("python active_main.py --tarrget 750")
-    with pytest.raises(SystemExit):
-        parser_of(command[0]).parse_args(command[1:])
-    assert "--tarrget" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_flags_and_files_that_a_page_names_exist(path: Path) -> None:
     text = path.read_text()

@@ -71,7 +71,7 @@ def lacking(shown: str, printed: str) -> str | None:
     return None
 
 
-def go_through(text: str, truth: Truth, capsys: pytest.CaptureFixture, *, short: bool, compare: bool = True) -> None:
+def go_through(text: str, truth: Truth, capsys: pytest.CaptureFixture, *, short: bool) -> None:
     """Runs all commands of the document in the working directory and compares what they print."""
     printed = ""
     for kind, content in blocks(text):
@@ -80,7 +80,7 @@ def go_through(text: str, truth: Truth, capsys: pytest.CaptureFixture, *, short:
             capsys.readouterr()
             run(content, short=short)
             printed = capsys.readouterr().out
-        elif kind == "text" and compare:
+        elif kind == "text":
             missing = lacking(content, printed)
             assert missing is None, f"not printed: {missing}\nprinted:\n{printed}"
 

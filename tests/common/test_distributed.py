@@ -101,6 +101,7 @@ def exchange(words, rank, what):
         assert [distributed.largest(value) for value in (rank, 5 - rank, 7)] == [1, 5, 7]
         rows = distributed.gather_rows(torch.full((1 + rank, 2), float(rank)))
         assert rows.tolist() == [[0, 0], [1, 1], [1, 1]]
+        assert distributed.gather_rows(torch.arange(2 * rank)).tolist() == [0, 1]  # none here, two there
         distributed.require_same("x", "the words")
         if what == "other":
             distributed.require_same(f"x{rank}", "the words are not the same")

@@ -62,28 +62,6 @@ def test_whatever_is_drawn_is_one_png_without_a_warning(tmp_path, draw):
     pixels_of(tmp_path / "made" / "figure.png")
 
 
-@pytest.mark.parametrize("value", [-1.0, 0.0, 1e8])
-def test_a_histogram_of_a_constant_shows_its_bar(tmp_path, value):
-    """Where single precision is coarse, too; without the bar nothing is coloured."""
-    coloured = []
-    for group in (np.full(9, value, np.float32), np.full(9, NAN, np.float32)):
-        plot_histogram(tmp_path / "x.png", {"all": group}, label="score")
-        coloured.append(int((np.ptp(pixels_of(tmp_path / "x.png"), axis=2) > 0.3).sum()))
-    assert coloured[0] > 300 and coloured[1] == 0
-
-
-def test_a_summary_is_twice_as_wide_with_accuracies_and_shows_published_values(tmp_path):
-    sizes, dark = [], []
-    for published, accuracy in (((), []), ([(1, 94.7), (2, 29.3)], []), ((), [(800, 89.2, None), (2221, NAN, 0.2)])):
-        path = tmp_path / "x.png"
-        plot_summary(path, precision={"ccal": []}, accuracy=accuracy, published=published, title="scale 0.1")
-        pixels = pixels_of(path)
-        sizes.append(pixels.shape[1])
-        dark.append(int((pixels[50:250, 100:450].max(2) < 0.1).sum()))
-    assert sizes[0] == sizes[1] == sizes[2] / 2
-    assert dark[1] > dark[0] + 50
-
-
 def test_a_figure_replaces_an_earlier_one_or_leaves_everything_as_it_was(tmp_path):
     path = tmp_path / "figure.png"
     path.write_text("earlier")

@@ -2,12 +2,11 @@
 
 import errno
 import fcntl
+import multiprocessing
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -245,39 +244,33 @@ def test_two_processes_agree_at_one_step_on_the_sterner_request(tmp_path):
 # The lock of a folder
 
 
-HOLDER = """
-import sys
-from common.session import folder_lock
-with folder_lock(sys.argv[1]):
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
+def hold(folder, locked):
+    with folder_lock(folder):
+        locked.set()
+        time.sleep(600)
 
 
 @pytest.fixture
-def holder(root, tmp_path):
-    """A process that holds the lock of tmp_path/run until its input ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path / "run")],
-        env={**os.environ, "PYTHONPATH": str(root)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "locked\n"
+def holder(tmp_path):
+    """A process that holds the lock of tmp_path/run."""
+    context = multiprocessing.get_context("fork")
+    locked = context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "run", locked))
+    process.start()
+    assert locked.wait(60)
     yield process
     process.kill()
-    process.communicate()
+    process.join()
 
 
 def test_the_second_process_stops_and_names_the_first_until_that_ends_however_it_does(tmp_path, holder):
-    wanted = rf"run is in use by process {holder.pid} on {re.escape(socket.gethostname())}, started at \d{{4}}-.*run;"
+    wanted = rf"run is in use by process {holder.pid} on {re.escape(socket.gethostname())}, started at \d{{4}}-.*;"
     with pytest.raises(InputError, match=wanted), folder_lock(tmp_path / "run"):
         pytest.fail("two are in")
     with folder_lock(tmp_path / "other"):
         pass
     holder.kill()
-    holder.wait(timeout=60)
+    holder.join()
     assert os.listdir(tmp_path / "run") == [LOCK_FILE]
     with folder_lock(tmp_path / "run"):
         assert (tmp_path / "run" / LOCK_FILE).read_text().startswith(f"process {os.getpid()} on ")

@@ -89,12 +89,8 @@ def test_round_trip_of_arrays_and_defaults(tmp_path):
     ("dataset", "mismatch", "strategy", "place"),
     [
         ("cifar10", 0.8, "ccal", "get_index_80/cifar10"),
-        ("cifar100", 0.2, "ccal", "get_index_20/cifar100"),
-        ("cifar10", 0.0, "ccal", "get_index_0/cifar10"),
         ("cifar10", 0, "ccal", "get_index_0/cifar10"),
-        ("cifar10", 0.35, "ccal", "get_index_35/cifar10"),
         ("cifar10", 0.07, "ccal", "get_index_7/cifar10"),  # 0.07 * 100 is 7.000000000000001
-        ("cifar10", 0.29, "ccal", "get_index_29/cifar10"),  # 28.999999999999996
         ("cifar10", 0.57, "ccal", "get_index_57/cifar10"),  # 56.99999999999999
         ("cifar10", 0.125, "ccal", "get_index_12.5/cifar10"),
         ("cifar10", 0.8, "random", "get_index_80/cifar10/random"),
@@ -139,23 +135,21 @@ NO_INDEX = [-1, 1.0, 0.5, "3", True, [1], 2**62, float("nan")]
 NO_NUMBER = ["0.8", True, [0.8], {}, float("nan"), float("inf"), 10**400]
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("dataset", [10, ["cifar10"], True]),
-        ("mismatch", [*NO_NUMBER, -0.1, 1, 1.0, 80]),
-        ("split_digest", [12, ["d8"]]),
-        ("strategy", [0, {}]),
-        ("cycle", NO_INDEX),
-        ("settings", [[], "k=100", 3]),
-        ("metrics", [[], 0.9]),
-        ("seconds", NO_NUMBER),
-        ("target_classes", [3, "01", {"0": 1}, *([0, bad] for bad in NO_INDEX)]),
-        ("labeled", [3, "7", {"0": 7}, *([7, bad] for bad in NO_INDEX)]),
-        ("queried", [3, "7", {"0": 7}, *([7, bad] for bad in NO_INDEX)]),
-        ("set_aside", [3, "7", {"0": 7}, *([7, bad] for bad in NO_INDEX)]),
-    ],
-)
+NO_NAME = [3, ["ccal"], True, "", "../../etc", "/etc/passwd", "..", "a/b", "a\\b", "a\n", "a\x1b[2J", "x" * 101]
+NO_LIST = [3, "7", {"0": 7}, *([7, bad] for bad in NO_INDEX)]
+NO_METRICS = [
+    [], 0.9, {"found": "3"}, {"found": -1}, {"found": 1.5}, {"queried": None}, {"labeled": [1]}, {"pool": True},
+    {"precision": "90 %"}, {"precision": 101}, {"precision": -0.1}, {"precision": float("nan")}, {"recall": [5]},
+    {"auroc_semantic": 1.1}, {"auroc_utility": "0.5"}, {"found_per_class": 3}, {"found_per_class": [1, -1]},
+]  # fmt: skip
+BAD_VALUES = {
+    "dataset": NO_NAME, "strategy": NO_NAME, "mismatch": [*NO_NUMBER, -0.1, 1, 1.0, 80], "split_digest": [12, ["d8"]],
+    "cycle": NO_INDEX, "settings": [[], "k=100", 3], "metrics": NO_METRICS, "seconds": NO_NUMBER,
+    "target_classes": NO_LIST, "labeled": NO_LIST, "queried": NO_LIST, "set_aside": NO_LIST,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "values"), BAD_VALUES.items())
 def test_wrong_types_and_values(written, name, values):
     for value in values:
         with pytest.raises(InputError, match=rf"cycle_2.json: {name} has a wrong type or value"):
@@ -209,32 +203,9 @@ def test_the_published_queries_are_annotations_of_our_split(published, cifar_spl
     assert split.digest == cifar_split.digest
 
 
-# Bounds
-
-
-BAD_METRICS = [
-    {"found": "3"}, {"found": -1}, {"found": 1.5}, {"queried": None}, {"labeled": [1]}, {"pool": True},
-    {"precision": "90 %"}, {"precision": 101}, {"precision": -0.1}, {"precision": float("nan")}, {"recall": [5]},
-    {"auroc_semantic": 1.1}, {"auroc_utility": "0.5"}, {"found_per_class": 3}, {"found_per_class": [1, -1]},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("metrics", BAD_METRICS, ids=str)
-def test_metrics_that_could_not_be_shown(written, metrics):
-    with pytest.raises(InputError, match=r"cycle_2\.json: metrics has a wrong type or value"):
-        read_index_file(written(metrics=metrics))
-
-
 def test_metrics_that_were_not_measured_or_are_a_strategys_own(written):
     metrics = {"precision": None, "recall": None, "auroc_semantic": None, "auroc_utility": 1, "entropy": {"mean": -3.5}}
     assert read_index_file(written(metrics=metrics)).metrics == metrics
-
-
-@pytest.mark.parametrize("name", ["strategy", "dataset"])
-@pytest.mark.parametrize("value", ["", "../../etc", "/etc/passwd", "..", "a/b", "a\\b", "a\n", "a\x1b[2J", "x" * 101])
-def test_names_that_are_paths_or_steer_a_terminal(written, name, value):
-    with pytest.raises(InputError, match=rf"{name} has a wrong type or value"):
-        read_index_file(written(**{name: value}))
 
 
 def test_a_file_larger_than_every_list_of_the_data_set_is_not_read(tmp_path):

@@ -308,20 +308,10 @@ def test_a_mismatch_too_large_for_cifar():
     make_split(labels, labels, target_classes=(0, 1), mismatch=0.8130, initial_budget=800)
 
 
+# 400 / 500 is 0.8, which asks for 401: (0.8 * 100) / (1 - 0.8) is 400.00000000000006; the same at CIFAR's size.
 @pytest.mark.parametrize(
     ("n_pool_targets", "n_others"),
-    [
-        (100, 400),  # 400 / 500 is 0.8, which asks for 401: (0.8 * 100) / (1 - 0.8) is 400.00000000000006
-        (100, 100),
-        (100, 900),
-        (10, 30),
-        (9200, 36800),  # the same at CIFAR's size: 36801 asked for, 36800 there
-        (7, 50),
-        (50, 7),
-        (1, 1),
-        (3, 9997),
-        (20, 0),
-    ],
+    [(100, 400), (100, 100), (100, 900), (10, 30), (9200, 36800), (7, 50), (50, 7), (1, 1), (3, 9997), (20, 0)],
 )
 def test_the_largest_mismatch_named_works_and_a_little_more_fails(n_pool_targets, n_others):
     labels = np.asarray([0] * (1 + n_pool_targets) + [1] * n_others)

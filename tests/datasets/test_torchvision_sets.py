@@ -58,10 +58,7 @@ def test_a_download_that_fails(source, tmp_path, failure):
     ("name", "files", "place"),
     [
         ("cifar10", ("cifar-10-python.tar.gz (md5 c58f30108f718f92721af3b95e74349a)", "cifar-10-batches-py"), "."),
-        ("cifar100", ("cifar-100-python.tar.gz (md5 ", "cifar-100-python into"), "."),
-        ("svhn", ("train_32x32.mat (md5 e26dedcc434d2e4c54c9b2d4a06d8373)", "test_32x32.mat (md5 "), "."),
         ("mnist", ("train-images-idx3-ubyte.gz (md5 f68b3c2dcbeaaa9fbdd348bbdeb94873)", "t10k-labels"), "MNIST/raw"),
-        ("fashion_mnist", ("train-images-idx3-ubyte.gz (md5 8d4fb7e6c68d591d4c3dfef9ec88bf0d)",), "FashionMNIST/raw"),
     ],
 )
 def test_the_message_names_the_files_and_their_place(monkeypatch, tmp_path, name, files, place):

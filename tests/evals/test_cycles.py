@@ -130,13 +130,6 @@ def test_each_cycle_scores_as_from_scratch(world, strategy):
                 torch.testing.assert_close(value, wanted, rtol=0, atol=1e-5)
 
 
-def test_a_class_that_runs_short_says_by_how_much(small_world):
-    (cycle,) = small_world.cycles(cycles=1, target=1000)
-    candidates = np.bincount(cycle.inputs.scores.pseudo_class, minlength=2).tolist()
-    assert sum(candidates) == len(cycle.inputs.pool)
-    assert cycle.result.shortfall == {number: 1000 - count for number, count in enumerate(candidates)}
-
-
 def test_each_cycle_has_a_random_stream_of_its_own(small_world):
     def draws(seed):
         cycles = small_world.cycles("semantic", seed=seed)  # which leaves the stream untouched
@@ -144,13 +137,6 @@ def test_each_cycle_has_a_random_stream_of_its_own(small_world):
 
     assert draws(0) == draws(0)
     assert len(set(draws(0) + draws(1))) == 6
-
-
-def test_an_image_without_features_is_an_error(small_world):
-    bank = small_world.banks["semantic"]
-    cut = World(small_world.labels, small_world.split, {"semantic": FeatureBank(bank.indices[1:], bank.features[1:])})
-    with pytest.raises(ValueError, match="not in this feature bank"):
-        cut.cycles("semantic")
 
 
 @pytest.mark.parametrize("strategy", SCORED)

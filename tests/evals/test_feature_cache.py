@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -248,19 +246,3 @@ def test_no_record_stands_beside_the_features_of_another(place, monkeypatch):
     assert sorted(place.files()) == [place.npy.name]
     place.ask()
     assert len(place.passes) == 6
-
-
-def test_a_full_disk_names_the_file_and_keeps_what_was_there(place, monkeypatch):
-    files = (place.ask(), place.files())[1]
-
-    def refuse(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(OSError) as caught:
-        place.ask(seed=6)
-    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(place.npy))
-    monkeypatch.undo()
-    assert {name: content for name, content in place.files().items() if name != place.json.name} == {
-        place.npy.name: files[place.npy.name]
-    }

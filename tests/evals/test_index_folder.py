@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import os
 from pathlib import Path
 
 import numpy as np
@@ -99,19 +97,6 @@ def test_labels_that_people_gave_are_never_replaced(digits, tmp_path, overwrite)
     write_json(index_path(tmp_path, 2), read_json(index_path(tmp_path, 2)) | {"files": {"labeled": []}})
     with pytest.raises(InputError, match=r"cycle_2.json holds labels that people gave"):
         check_folder(tmp_path, overwrite=overwrite)
-
-
-def test_a_full_disk_leaves_the_earlier_query(digits, tmp_path, monkeypatch):
-    fill(tmp_path, digits)
-    before = names_in(tmp_path)
-
-    def refuse(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(OSError, match="No space left"):
-        begin(tmp_path, content_of(digits))
-    assert names_in(tmp_path) == before
 
 
 def test_a_kill_while_files_are_removed_leaves_no_gap(digits, tmp_path, monkeypatch):

@@ -65,16 +65,7 @@ def joined(lists):
 
 @pytest.mark.parametrize(
     ("count", "size", "processes", "steps"),
-    [
-        (46801, 32, 1, 1462),
-        (46801, 32, 4, 366),
-        (46801, 128, 1, 365),
-        (64, 32, 2, 1),
-        (65, 32, 2, 2),
-        (65, 64, 1, 1),
-        (3, 5, 2, 1),
-        (1, 1, 1, 1),
-    ],
+    [(46801, 32, 1, 1462), (46801, 32, 4, 366), (64, 32, 2, 1), (65, 32, 2, 2), (65, 64, 1, 1), (3, 5, 2, 1)],
 )
 def test_steps_per_epoch(count, size, processes, steps):
     assert Batches(count, size, processes).steps == steps
@@ -258,24 +249,6 @@ def test_an_epoch_that_went_wrong_names_its_first_bad_step_and_that_steps_rate(b
     with pytest.raises(Diverged, match=rf"at epoch 2, step {step}, learning rate {rate:.4g}; lower --lr_init"):
         require_finite_losses(losses, epoch=2, steps=5, learning_rate=learning_rate)
     assert learning_rate.value == pytest.approx(rate)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("step", [0, 2])
-def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_rate(bad, step):
-    encoder = PixelEncoder(num_classes=3, shifts=1)
-    count = 0
-
-    def objective(model, batch):
-        nonlocal count
-        loss = model.linear.bias.sum() * (bad if count == step else 1.0)
-        count += 1
-        return loss + (bad if count == step + 1 else 0.0), {"loss": loss.detach()}
-
-    with pytest.raises(InputError, match=rf"not finite at epoch 3, step {step}, learning rate 0\.25; lower --lr_init"):
-        run_epoch(objective, encoder=encoder)
-    assert count == step + 1
-    assert all(p.isfinite().all() for p in encoder.parameters())  # stopped before the bad update
 
 
 # The probe's accuracy

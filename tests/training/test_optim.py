@@ -137,15 +137,6 @@ def test_lars_equals_a_slow_loop_over_two_steps():
         assert np.allclose(parameter.detach().numpy(), value, rtol=0, atol=1e-12)
 
 
-def test_lars_leaves_parameters_without_gradient_and_its_gradients_alone():
-    used, unused = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
-    optimizer = LARS([used, unused], lr=0.1)
-    used.grad = torch.ones(2)
-    assert optimizer.step(lambda: torch.tensor(3.0)).item() == 3.0
-    assert torch.equal(unused, torch.ones(2)) and not torch.equal(used, torch.ones(2))
-    assert torch.equal(used.grad, torch.ones(2))
-
-
 # Choice of the optimizer
 
 
@@ -216,15 +207,6 @@ def test_an_optimizers_state_of_another_layout_is_taken_over_right(name):
     step(moved, resumed, gradients[2])
     assert all(v.stride() == moved.stride() for v in resumed.state[moved].values() if torch.is_tensor(v) and v.dim())
     torch.testing.assert_close(moved, plain, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_an_optimizer_keeps_its_devices_kernels_when_it_takes_a_state_over(name):
-    weight = torch.ones(4, 3, 1, 1)
-    saved = build_optimizer(name, [torch.nn.Parameter(weight)], lr=0.1, weight_decay=0.0)
-    resumed = build_optimizer(name, [torch.nn.Parameter(weight.to("meta"))], lr=0.1, weight_decay=0.0)
-    load_optimizer(resumed, saved.state_dict())
-    assert not resumed.param_groups[0]["fused"] and resumed.param_groups[0]["foreach"]
 
 
 def test_an_optimizers_state_of_another_shape_is_refused():

@@ -263,18 +263,6 @@ def test_the_page_shows_what_was_scored_though_a_file_was_replaced(project):
             assert np.array_equal(np.array(image), scored[item["path"]])
 
 
-def test_new_images_and_classes_shift_the_numbers_and_nothing_else(project):
-    labels = true_labels(project.run())
-    draw(project.images / "unlabeled" / "099.png", 99)
-    draw(project.images / "labeled" / "ant" / "00.png", 30)
-    project.run(labels)
-    state = project.state(1)
-    assert state["metrics"]["pool"] == 24 + 1 - 8 and state["class_names"] == ["ant", "cat", "dog"]
-    assert labels_of(state)["labeled/ant/00.png"] == "ant"
-    assert labels.items() >= {path: name for path, name in labels_of(state).items() if path in labels}.items()
-    assert set(labels) - set(labels_of(state)) == set(paths_of(state, "set_aside"))
-
-
 def test_images_that_are_gone_are_named(project, capsys):
     labels = true_labels(project.run())
     gone, later = (next(path for path, name in labels.items() if name == kind) for kind in ("cat", "dog"))
