@@ -34,11 +34,11 @@ from common.session import run_command
 from common.settings import MODELS
 from datasets.split import make_split
 from evals.cycles import QueryLoop, simulate
-from evals.features import QUERY, Extraction, FeatureBank, default_batch, extract_features
+from evals.features import Extraction, FeatureBank, default_batch, extract_features
 from evals.scores import Scorer
 from evals.strategies import STRATEGIES
 from models import build_encoder
-from models.counter_random import make_keys, uniform
+from models.counter_random import Purpose, make_keys, uniform
 from models.transform_layers import CROP_ATTEMPTS, Augmentation
 
 CLASSES, SHIFTS, WIDTH, VIEWS, CYCLES = 2, 4, 128, 10, 5
@@ -206,7 +206,7 @@ def features(model: str, count: int, repeats: int, *, device: torch.device, quic
 def feature_draws(count: int, views: int) -> Tensor:
     """The query's draws for images 0 .. count - 1, (V, K, N, DRAWS)."""
     view, shift = torch.arange(views)[:, None, None], torch.arange(SHIFTS)[:, None]
-    return uniform(make_keys(0, QUERY, torch.arange(count), view, shift), DRAWS)
+    return uniform(make_keys(0, Purpose.QUERY, torch.arange(count), view, shift), DRAWS)
 
 
 def ours_of(encoder: torch.nn.Module, images: Tensor, name: str, *, views: int, precision: Precision) -> Tensor:

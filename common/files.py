@@ -1,8 +1,6 @@
-"""Files written whole or not at all, and files that others may have made, read without trusting them.
+"""Files written whole or not at all, and files that others may have made, read within bounds and never unpickled.
 
-A zip archive or an array header of a few bytes may declare terabytes. Nothing here takes memory on such a word: sizes
-are compared with the file's size, with each other and with the machine's memory first. Nothing is ever unpickled or
-extracted to disk.
+A zip archive of a few bytes may declare terabytes: sizes are compared with the file's size and the machine's memory.
 """
 
 from __future__ import annotations

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from common import distributed
 from common.acceleration import FP32, Precision
 from common.console import progress
-from models.counter_random import make_keys
+from models.counter_random import Purpose, make_keys
 from models.transform_layers import Augmentation, shift_images
 from utils import InputError
 
-QUERY = 3  # the purpose part of a draw's key; training uses others
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -186,7 +185,7 @@ def _mean_projection(encoder: nn.Module, images: Tensor, batch: Tensor, extracti
     pixels = images[batch].contiguous().float() / 255
     total: Tensor | float = 0.0
     for view in range(extraction.views):
-        keys = [make_keys(extraction.seed, QUERY, batch, view, number) for number in numbers]
+        keys = [make_keys(extraction.seed, Purpose.QUERY, batch, view, number) for number in numbers]
         flipped = [augmentation.flip(pixels, key) for key in keys]
         shifted = [shift_images(copy, extraction.shift, number) for copy, number in zip(flipped, numbers, strict=True)]
         copies = augmentation.after_shift(torch.cat(shifted), torch.cat(keys))

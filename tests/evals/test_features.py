@@ -10,7 +10,6 @@ import torch
 
 from common import distributed
 from evals.features import (
-    QUERY,
     Extraction,
     FeatureBank,
     MappedFeatures,
@@ -19,7 +18,7 @@ from evals.features import (
     feature_blocks,
 )
 from models import ContrastiveEncoder, EncoderOutput, build_encoder
-from models.counter_random import make_keys
+from models.counter_random import Purpose, make_keys
 from models.transform_layers import Augmentation, shift_images
 from utils import InputError
 
@@ -65,7 +64,7 @@ def slow_feature(encoder, images, index, *, augmentation, views, shift, shift_nu
     for number in shift_numbers:
         total = torch.zeros(WIDTH, dtype=torch.float64)
         for view in range(views):
-            key = make_keys(seed, QUERY, torch.tensor([index]), view, number)
+            key = make_keys(seed, Purpose.QUERY, torch.tensor([index]), view, number)
             pixels = images[index : index + 1].float() / 255
             copy = shift_images(augmentation.flip(pixels, key), shift, number)
             total += encoder(augmentation.after_shift(copy, key)).projection[0].double()
