@@ -1,7 +1,4 @@
-"""The report as HTML: one file with all that it shows, without scripts, and without a reference to anything outside.
-
-All text is escaped here; the sections hand in plain text.
-"""
+"""The report as one HTML file without scripts and outside references; the sections' plain text is escaped here."""
 
 from __future__ import annotations
 
@@ -11,14 +8,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 
 import numpy as np
 from PIL import Image
 
 from common.plots import Panel
 
-STYLE = Path(__file__).parent / "templates" / "report.css"
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+TEMPLATES = Path(__file__).parent / "templates"
 LONG = 40  # characters of a table's cell, beyond which its lines are broken
 MOSAIC = 64  # pixels of an image in a row of images, about
 Cell = str | int | float | None
@@ -71,16 +68,26 @@ class Section:
 
     def table(self, table: Table, *, summary: str = "") -> None:
         """Adds a table; one with a summary opens with a click."""
-        self.parts.append(folded_html(summary, table) if summary else table_html(table))
+        self.parts.append(table_html(table, summary=summary))
 
     def figures(self, figures: Sequence[Figure]) -> None:
-        """Adds figures side by side where there is room."""
-        self.parts.append(f'<div class="panels">{"".join(map(figure_html, figures))}</div>')
-        self.pictures |= {f"{figure.panel.name}.png": figure.panel.png for figure in figures}
+        """Adds figures side by side where there is room, each with its values, and as png files."""
+        self.parts.append('<div class="panels">')
+        for figure in figures:
+            svg = figure.panel.svg.replace("<svg", f'<svg role="img" aria-label="{escape(figure.alt)}"', 1)
+            drawing = f"<figcaption>{escape(figure.caption)}</figcaption>{svg}"
+            self.parts.append(f"<figure>{drawing}{table_html(figure.table, summary='The values')}</figure>")
+            self.pictures[f"{figure.panel.name}.png"] = figure.panel.png
+        self.parts.append("</div>")
 
     def thumbnails(self, name: str, thumbnails: Sequence[Thumbnail]) -> None:
         """Adds small images of one size in rows, and the same as one png."""
-        self.parts.append(f'<ul class="thumbs">{"".join(map(thumbnail_html, thumbnails))}</ul>')
+        self.parts.append('<ul class="thumbs">')
+        for thumbnail in thumbnails:
+            mark, words = ' class="wrong"' if thumbnail.wrong else "", escape(thumbnail.words)
+            data = base64.b64encode(png_bytes(thumbnail.image)).decode()
+            self.parts.append(f'<li{mark}><img alt="{words}" src="data:image/png;base64,{data}">{words}</li>')
+        self.parts.append("</ul>")
         self.pictures[f"{name}.png"] = mosaic([thumbnail.image for thumbnail in thumbnails])
 
 
@@ -99,8 +106,8 @@ def shown(value: Cell) -> str:
     return str(value)
 
 
-def table_html(table: Table) -> str:
-    """A table that scrolls within itself where the page is narrow."""
+def table_html(table: Table, *, summary: str = "") -> str:
+    """A table that scrolls within itself where the page is narrow; one with a summary opens with a click."""
     columns = [[row[place] for row in table.rows] for place in range(len(table.heading))]
     marks = [' class="number"' if any(isinstance(v, (int, float)) for v in column) else "" for column in columns]
     head = "".join(f"<th{mark}>{escape(text)}</th>" for mark, text in zip(marks, table.heading, strict=True))
@@ -109,27 +116,9 @@ def table_html(table: Table) -> str:
         cells = [(shown(cell), mark) for cell, mark in zip(row, marks, strict=True)]
         cells = [(text, ' class="long"' if len(text) > LONG else mark) for text, mark in cells]
         body += f"<tr>{''.join(f'<td{mark}>{escape(text)}</td>' for text, mark in cells)}</tr>"
-    content = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="scroll" tabindex="0"><table>{content}</table></div>'
-
-
-def folded_html(summary: str, table: Table) -> str:
-    """A table that opens with a click."""
-    return f"<details><summary>{escape(summary)}</summary>{table_html(table)}</details>"
-
-
-def figure_html(figure: Figure) -> str:
-    """A drawing, its caption, and its values."""
-    svg = figure.panel.svg.replace("<svg", f'<svg role="img" aria-label="{escape(figure.alt)}"', 1)
-    values = folded_html("The values", figure.table)
-    return f"<figure><figcaption>{escape(figure.caption)}</figcaption>{svg}{values}</figure>"
-
-
-def thumbnail_html(thumbnail: Thumbnail) -> str:
-    """An image within the page, and its words."""
-    mark, words = ' class="wrong"' if thumbnail.wrong else "", escape(thumbnail.words)
-    data = base64.b64encode(png_bytes(thumbnail.image)).decode()
-    return f'<li{mark}><img alt="{words}" src="data:image/png;base64,{data}">{words}</li>'
+    content = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    content = f'<div class="scroll" tabindex="0">{content}</div>'
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>" if summary else content
 
 
 def png_bytes(image: np.ndarray) -> bytes:
@@ -154,12 +143,6 @@ def page_html(title: str, lead: str, sections: Sequence[Section]) -> str:
         heading, content = escape(section.title), "".join(section.parts)
         links += f'<li><a href="#part-{number}">{heading}</a></li>'
         body += f'<section aria-labelledby="part-{number}"><h2 id="part-{number}">{heading}</h2>{content}</section>\n'
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE.read_text()}</style>\n</head>\n<body>\n"
-        f'<header><h1>{escape(title)}</h1><p class="quiet">{escape(lead)}</p></header>\n'
-        f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n<main>\n{body}</main>\n</body>\n</html>\n'
-    )
+    template = Template((TEMPLATES / "report.html").read_text())
+    style = (TEMPLATES / "report.css").read_text()
+    return template.substitute(title=escape(title), lead=escape(lead), style=style, links=links, body=body)
