@@ -22,18 +22,12 @@ from utils import InputError
 class Row:
     """One trained classifier; the fields are the columns of results.csv.
 
-    Attributes:
-        mismatch: Share of other-class images in the initial pool; None (an empty field) where nobody knows it.
-        accuracy: After the last epoch, on the target-class test images, in percent.
-        best_epoch_accuracy: The best epoch's, in percent. The epoch is picked on the test set: no result of its own.
-        index_digest: SHA-256 of the labeled list as little-endian int64 (of its content: the index file also holds
-            seconds, which vary from run to run).
-        data_digest: SHA-256 of the train and test images and labels used: the same indices may point into other data.
-        seconds: Time that the training took; of seeds trained together, their time divided by their number.
+    Accuracies are on the target-class test images, in percent. The best epoch is picked on the test set: no result of
+    its own.
     """
 
     dataset: str
-    mismatch: float | None
+    mismatch: float | None  # share of other-class images in the initial pool; None (an empty field) where nobody knows
     strategy: str
     recipe: str
     epochs: int
@@ -42,86 +36,68 @@ class Row:
     cycle: int
     labeled: int
     seed: int
-    accuracy: float
+    accuracy: float  # after the last epoch
     best_epoch_accuracy: float
-    index_digest: str
-    data_digest: str
-    seconds: float
+    index_digest: str  # SHA-256 of the labeled list as little-endian int64; the index file's would differ by seconds
+    data_digest: str  # SHA-256 of the train and test images and labels: the same indices may point into other data
+    seconds: float  # of training; of seeds trained together, their time divided by their number
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
-TYPES = typing.get_type_hints(Row)
+PARSERS = typing.get_type_hints(Row) | {"mismatch": lambda text: float(text) if text else None}
 # From the lowest to the highest value of the columns that hold numbers.
 BOUNDS = dict.fromkeys(("accuracy", "best_epoch_accuracy"), (0, 100)) | {"mismatch": (0, 1)}
 BOUNDS |= dict.fromkeys(("epochs", "batch_size", "labeled"), (1, math.inf))
 BOUNDS |= dict.fromkeys(("cycle", "seed", "lr", "seconds"), (0, math.inf))
-OPTIONAL = "mismatch"  # the one column that may be empty
 # Rows that differ in none of these, nor in their images, are seeds of one mean.
 SETTINGS = ("dataset", "mismatch", *identity_names(ClassifierSettings))
 
 
 def find_row(rows: Sequence[Row], identity: dict[str, Any]) -> Row | None:
     """The first row whose columns have the values of ``identity``."""
-    for row in rows:
-        if all(getattr(row, name) == value for name, value in identity.items()):
-            return row
-    return None
+    return next((row for row in rows if all(getattr(row, key) == value for key, value in identity.items())), None)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads results.csv; a missing file has no rows.
-
-    Raises:
-        InputError: The file is damaged or has other columns.
-    """
+    """Reads results.csv, of which a missing one has no rows; raises InputError where it is damaged."""
+    if not path.exists():
+        return []
+    content = read_regular(path)
     try:
-        if not path.exists():
-            return []
-        text = read_regular(path).decode()
+        text = content.decode()
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(_damaged(path, str(error))) from None
-    if not lines or tuple(lines[0]) != COLUMNS or not text.endswith("\n"):
-        raise InputError(_damaged(path, f"the first line must be {','.join(COLUMNS)} and the last one complete"))
-    return [_parse_row(line, path, number) for number, line in enumerate(lines[1:], start=2)]
+        if not lines or tuple(lines[0]) != COLUMNS or not text.endswith("\n"):
+            raise ValueError(f"the first line must be {','.join(COLUMNS)} and the last one complete")
+        return [_parse_row(line, number) for number, line in enumerate(lines[1:], start=2)]
+    except (ValueError, csv.Error) as error:  # a decoding error is a ValueError
+        raise InputError(f"{path} is damaged ({error}); repair it or move it away") from None
 
 
-def _parse_row(line: list[str], path: Path, number: int) -> Row:
+def _parse_row(line: list[str], number: int) -> Row:
     if len(line) != len(COLUMNS):
-        raise InputError(_damaged(path, f"row {number} has {len(line)} columns, not {len(COLUMNS)}"))
+        raise ValueError(f"row {number} has {len(line)} columns, not {len(COLUMNS)}")
     try:
-        row = Row(**{name: _parse(name, text) for name, text in zip(COLUMNS, line, strict=True)})
+        row = Row(**{name: PARSERS[name](text) for name, text in zip(COLUMNS, line)})
     except ValueError as error:
-        raise InputError(_damaged(path, f"row {number}: {error}")) from None
-    if not all(math.isfinite(value) for value in dataclasses.astuple(row) if isinstance(value, float)):
-        raise InputError(_damaged(path, f"row {number} holds a number that is not finite"))
+        raise ValueError(f"row {number}: {error}") from None
     for name, (low, high) in BOUNDS.items():
         value = getattr(row, name)
-        if value is not None and not low <= value <= high:
-            raise InputError(_damaged(path, f"row {number}: {name} must be from {low} to {high:g}, got {value}"))
+        if value is not None and not (low <= value <= high and value < math.inf):
+            raise ValueError(f"row {number}: {name} must be a finite number from {low} to {high}, got {value}")
     return row
 
 
-def _parse(name: str, text: str) -> str | int | float | None:
-    if name == OPTIONAL:
-        return float(text) if text else None
-    return TYPES[name](text)
-
-
-def _damaged(path: Path, why: str) -> str:
-    return f"{path} is damaged ({why}); repair it or move it away"
-
-
 def append_row(path: Path, row: Row) -> None:
-    """Adds a row to results.csv, atomically; rows that another command has added since are kept.
+    """Adds a row to results.csv, beside those that other commands have added; InputError as for read_rows."""
+    write_csv(path, [*read_rows(path), row])
 
-    Raises:
-        InputError: The file is damaged; it is left as it is.
-    """
+
+def write_csv(path: Path, rows: Sequence[Any]) -> None:
+    """Writes dataclass objects of one kind, at least one, as the lines of a table; None is an empty field."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(dataclasses.astuple(entry) for entry in [*read_rows(path), row])
+    writer.writerow(field.name for field in dataclasses.fields(rows[0]))
+    writer.writerows(map(dataclasses.astuple, rows))
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
 
@@ -144,30 +120,20 @@ def latest_rows(rows: Sequence[Row], strategy: str) -> dict[str, list[Row]]:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Test accuracy of the classifiers of one labeled set, in percent.
+    """Test accuracy of the classifiers of one labeled set, in percent."""
 
-    Attributes:
-        seeds: Number of classifiers.
-        mean: After the last epoch.
-        deviation: Its standard deviation over the seeds (ddof = 1); None for a single one.
-        best_mean: Mean of the best epochs' accuracies.
-    """
-
-    seeds: int
-    mean: float
-    deviation: float | None
-    best_mean: float
+    seeds: int  # number of classifiers
+    mean: float  # after the last epoch
+    deviation: float | None  # its standard deviation over the seeds (ddof = 1); None for a single one
+    best_mean: float  # of the best epochs
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Accuracy:
         """Of one row per seed, at least one."""
         values = [row.accuracy for row in rows]
-        return cls(
-            seeds=len(rows),
-            mean=statistics.fmean(values),
-            deviation=statistics.stdev(values) if len(values) > 1 else None,
-            best_mean=statistics.fmean(row.best_epoch_accuracy for row in rows),
-        )
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        best = statistics.fmean(row.best_epoch_accuracy for row in rows)
+        return cls(len(rows), statistics.fmean(values), deviation, best)
 
 
 def mean_text(mean: float | None, deviation: float | None) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +38,7 @@ from common.paper import PUBLISHED_FOUND, PUBLISHED_LABELED, PUBLISHED_QUERIED
 from common.provenance import int64_digest
 from common.session import run_command
 from datasets.index_files import IndexFile, index_path, read_index_file
-from datasets.results_file import Accuracy, Row, latest_rows, mean_text, plain_table, read_rows
+from datasets.results_file import Accuracy, Row, latest_rows, mean_text, plain_table, read_rows, write_csv
 from utils import InputError
 
 PUBLISHED_NOTE = "published: found by the authors' own query lists for this split, with encoders of the full schedule"
@@ -49,37 +46,23 @@ PUBLISHED_NOTE = "published: found by the authors' own query lists for this spli
 
 @dataclass(frozen=True)
 class CycleRow:
-    """One row of the table; None is what was not measured.
-
-    Attributes:
-        labeled: Labeled target images after the cycle; cycle 0 is the initial set.
-        queried, found: Images queried in it, and targets among them.
-        precision, random_precision: In percent, of this query and of the random one's same cycle.
-        accuracy, deviation: Of the classifiers after the last epoch over their seeds: mean in percent, and standard
-            deviation (ddof = 1) in percentage points.
-        auroc_semantic, auroc_joint: AUROC of target against other images of the pool, for the similarity s and for the
-            score that was queried by.
-        published_found, published_precision: Of the authors' own query of this cycle.
-        recall: Share of the pool's targets that all cycles so far have found, in percent.
-        pool: Images left in the pool.
-        seeds: Classifiers trained.
-    """
+    """One row of the table: a cycle, of which 0 is the initial set; None is what was not measured."""
 
     cycle: int
-    labeled: int
+    labeled: int  # target images, after the cycle
     queried: int
-    found: int
-    precision: float | None
-    random_precision: float | None
-    accuracy: float | None
-    deviation: float | None
-    auroc_semantic: float | None
-    auroc_joint: float | None
-    published_found: int | None
+    found: int  # targets among the queried
+    precision: float | None  # in percent, as random_precision
+    random_precision: float | None  # of the random query's same cycle
+    accuracy: float | None  # of the classifiers after the last epoch, in percent: the mean over their seeds
+    deviation: float | None  # the standard deviation (ddof = 1), in percentage points
+    auroc_semantic: float | None  # of target against other images of the pool, for the similarity s
+    auroc_joint: float | None  # for the score that was queried by
+    published_found: int | None  # by the authors' own query of this cycle
     published_precision: float | None
-    recall: float | None
-    pool: int | None
-    seeds: int
+    recall: float | None  # share of the pool's targets that all cycles so far have found, in percent
+    pool: int | None  # images left
+    seeds: int  # classifiers trained
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -103,11 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_cycles(folder: Path) -> list[IndexFile]:
-    """All index files of a folder, in the order of cycles.
-
-    Raises:
-        InputError: There is no cycle_0.json, or a file is damaged.
-    """
+    """All index files of a folder, by cycle; raises InputError without cycle_0.json, or where one is damaged."""
     if not index_path(folder, 0).is_file():
         raise InputError(f"{folder} holds no cycle_0.json; name the index folder of a query")
     files = []
@@ -119,23 +98,17 @@ def read_cycles(folder: Path) -> list[IndexFile]:
 def published_found(queried: Sequence[IndexFile]) -> tuple[int, ...]:
     """What the authors' queries found from cycle 1 on; nothing unless these are of their split and budget."""
     first = queried[0]
-    same = (
-        (first.dataset, first.mismatch) == ("cifar10", 0.8)
-        and int64_digest(first.labeled) == PUBLISHED_LABELED
-        and all(len(content.queried) == PUBLISHED_QUERIED for content in queried[1:2])
-    )
+    same = first.dataset == "cifar10" and first.mismatch == 0.8 and int64_digest(first.labeled) == PUBLISHED_LABELED
+    same = same and all(len(content.queried) == PUBLISHED_QUERIED for content in queried[1:2])
     return PUBLISHED_FOUND if same else ()
 
 
 def cycle_rows(
     queried: Sequence[IndexFile], *, random: Sequence[IndexFile] = (), results: Sequence[Row] = ()
 ) -> list[CycleRow]:
-    """A row per index file.
+    """A row per index file of a query from cycle 0 on, beside those of a random one.
 
-    Args:
-        queried: From cycle 0 on.
-        random: Of the random strategy, to compare with.
-        results: Rows of results.csv, of any strategies and settings.
+    ``results`` are rows of results.csv, of any strategies and settings.
     """
     published = published_found(queried)
     trained = latest_rows(results, queried[0].strategy)
@@ -146,56 +119,45 @@ def cycle_rows(
         classifiers = trained.get(int64_digest(content.labeled))
         accuracy = Accuracy.of(classifiers) if classifiers else None
         found = published[content.cycle - 1] if 1 <= content.cycle <= len(published) else None
-        rows.append(
-            CycleRow(
-                cycle=content.cycle,
-                labeled=len(content.labeled),
-                queried=len(content.queried),
-                found=metrics.get("found", 0),
-                random_precision=beside.get("precision"),
-                accuracy=accuracy and accuracy.mean,
-                deviation=accuracy and accuracy.deviation,
-                auroc_joint=metrics.get("auroc_utility"),
-                published_found=found,
-                published_precision=None if found is None else 100 * found / PUBLISHED_QUERIED,
-                seeds=accuracy.seeds if accuracy else 0,
-                **{name: metrics.get(name) for name in ("precision", "auroc_semantic", "recall", "pool")},
-            )
+        row = CycleRow(
+            cycle=content.cycle,
+            labeled=len(content.labeled),
+            queried=len(content.queried),
+            found=metrics.get("found", 0),
+            random_precision=beside.get("precision"),
+            accuracy=accuracy and accuracy.mean,
+            deviation=accuracy and accuracy.deviation,
+            auroc_joint=metrics.get("auroc_utility"),
+            published_found=found,
+            published_precision=None if found is None else 100 * found / PUBLISHED_QUERIED,
+            seeds=accuracy.seeds if accuracy else 0,
+            **{name: metrics.get(name) for name in ("precision", "auroc_semantic", "recall", "pool")},
         )
+        rows.append(row)
     return rows
 
 
 def table_cells(rows: Sequence[CycleRow]) -> list[list[str]]:
     """Heading and rows as text, without the columns in which no row has a value."""
+
+    def column(name: str, form: str = "{}") -> list[str]:
+        return ["-" if (value := getattr(row, name)) is None else form.format(value) for row in rows]
+
     columns = {
-        "cycle": [str(row.cycle) for row in rows],
-        "queried": [str(row.queried) for row in rows],
-        "target found": [str(row.found) for row in rows],
-        "precision": [_text(row.precision, ".1f", " %") for row in rows],
-        "random query": [_text(row.random_precision, ".1f", " %") for row in rows],
-        "AUROC of s": [_text(row.auroc_semantic, ".4f") for row in rows],
-        "AUROC of the score": [_text(row.auroc_joint, ".4f") for row in rows],
-        "labeled": [str(row.labeled) for row in rows],
+        "cycle": column("cycle"),
+        "queried": column("queried"),
+        "target found": column("found"),
+        "precision": column("precision", "{:.1f} %"),
+        "random query": column("random_precision", "{:.1f} %"),
+        "AUROC of s": column("auroc_semantic", "{:.4f}"),
+        "AUROC of the score": column("auroc_joint", "{:.4f}"),
+        "labeled": column("labeled"),
         "accuracy (last epoch)": [mean_text(row.accuracy, row.deviation) for row in rows],
-        "published found": [_text(row.published_found, "d") for row in rows],
-        "published precision": [_text(row.published_precision, ".1f", " %") for row in rows],
+        "published found": column("published_found"),
+        "published precision": column("published_precision", "{:.1f} %"),
     }
     shown = [[heading, *values] for heading, values in columns.items() if set(values) != {"-"}]
     return [list(line) for line in zip(*shown, strict=True)]
-
-
-def _text(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{unit}"
-
-
-def write_csv(path: Path, rows: Sequence[CycleRow]) -> None:
-    """Writes the rows with a column per field; what was not measured is empty."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(CycleRow)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
 
 
 def write_markdown(
