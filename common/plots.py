@@ -26,14 +26,12 @@ BINS = 40
 SVG_DPI = 160  # of the points of a scatter plot, which are pixels within the drawing
 INK = "#010203"  # of text and axes: black on paper; on the page it becomes the colour of the text there
 # Each has a contrast of at least 3 with white and with the page's dark ground.
-BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, GREY = (
-    "#3b82c4", "#d9722e", "#2f9464", "#9a6fd0", "#d64562", "#1591a3", "#808a94",
-)  # fmt: skip
+BLUE, ORANGE, GREEN, PURPLE, RED, TEAL = "#3b82c4", "#d9722e", "#2f9464", "#9a6fd0", "#d64562", "#1591a3"
+GREY = "#808a94"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, "#a3811f", "#c05fa8", "#6f8f2f", "#4f6fe0")
+INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
 STYLE: dict[str, Any] = {
-    **dict.fromkeys(
-        ["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"], INK
-    ),
+    **dict.fromkeys(INKED, INK),
     **{"axes.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
     **{"axes.grid": True, "grid.alpha": 0.15, "legend.frameon": False, "lines.markersize": 5},
     **{"font.size": 11, "legend.fontsize": 10, "svg.hashsalt": "ccal", "svg.fonttype": "path"},
@@ -53,27 +51,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure, twice.
+    """One figure, twice."""
 
-    Attributes:
-        name: Of its file, and the prefix of the ids in its svg.
-        svg: An <svg> element without outside references; text and axes have the colour ``currentColor``.
-        png: The same on white.
-    """
-
-    name: str
-    svg: str
-    png: bytes
+    name: str  # of its file, and the prefix of the ids in its svg
+    svg: str  # an <svg> element without outside references; text and axes have the colour ``currentColor``
+    png: bytes  # the same on white
 
 
 def draw_panel(name: str, draw: Callable[[Axes], None], *, height: float = HEIGHT) -> Panel:
-    """Draws one figure for a page.
-
-    Args:
-        name: See Panel; letters, digits, - and _.
-        draw: Draws into the axes.
-        height: In inches, without the legend.
-    """
+    """Draws one figure for a page; its name has letters, digits, - and _, its height (inches) is without the legend."""
     png, svg = io.BytesIO(), io.StringIO()
     with _styled_figure([draw], height=height) as figure:
         figure.savefig(png, format="png", metadata={"Software": None})
@@ -148,16 +134,11 @@ def draw_curves(
     curves = [curve for curve in curves if curve.points]
     for number, curve in enumerate(curves):
         x, y, *deviations = zip(*curve.points, strict=True)
-        axes.errorbar(
-            x,
-            y,
-            yerr=[np.nan if value is None else value for value in deviations[0]] if deviations else None,
-            marker="" if max(len(curve.points) for curve in curves) > 30 else "s" if curve.dashed else "o",
-            linestyle="--" if curve.dashed else "-",
-            color=curve.color or PALETTE[number % len(PALETTE)],
-            capsize=3,
-            label=series_label(curve.name) or None,
-        )
+        yerr = [np.nan if value is None else value for value in deviations[0]] if deviations else None
+        marker = "" if max(len(curve.points) for curve in curves) > 30 else "s" if curve.dashed else "o"
+        look = {"marker": marker, "linestyle": "--" if curve.dashed else "-", "capsize": 3}
+        color = curve.color or PALETTE[number % len(PALETTE)]
+        axes.errorbar(x, y, yerr, color=color, label=series_label(curve.name) or None, **look)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if percent:
         axes.set_ylim(0, 104)
@@ -184,12 +165,7 @@ def draw_histogram(axes: Axes, groups: Mapping[str, np.ndarray], *, xlabel: str,
 
 
 def plot_accuracy(path: str | os.PathLike, series: Mapping[str, Sequence[tuple[int, float, float | None]]]) -> None:
-    """Draws test accuracy by labeled images into a png file.
-
-    Args:
-        path: The file.
-        series: By name, points (labeled images, mean in percent, standard deviation in percentage points or None).
-    """
+    """Draws test accuracy into a png file: by name, points (labeled images, mean in percent, deviation or None)."""
     curves = [Curve(name, points) for name, points in series.items()]
     labels = {"xlabel": "labeled images", "ylabel": "test accuracy (%), last epoch"}
     _save(path, lambda axes: draw_curves(axes, curves, **labels))
@@ -210,12 +186,8 @@ def plot_summary(
 ) -> None:
     """Draws query precision by cycle and, where there is any, accuracy by labeled images into a png file.
 
-    Args:
-        path: The file.
-        precision: By strategy, points (cycle, precision in percent).
-        accuracy: Points (labeled images, mean accuracy in percent, standard deviation or None).
-        published: Points (cycle, precision in percent) to compare with.
-        title: Above both.
+    Points of ``precision``, by strategy, and ``published`` are (cycle, percent); those of ``accuracy`` (labeled images,
+    mean in percent, standard deviation or None).
     """
     curves = [Curve(name, points) for name, points in precision.items()]
     curves.append(Curve("published", published, INK, dashed=True))

@@ -19,16 +19,10 @@ from evals.metrics import describe
 
 def cycle_line(cycle: Cycle, data: Dataset) -> str:
     """What a cycle found, in one line; a class that had too few candidates is named, and a mixed pool's sources are."""
-    metrics, class_names = cycle.metrics, data.class_names
-    per_class = ", ".join(
-        f"{class_names[label]} {found}"
-        for label, found in zip(cycle.split.target_classes, metrics["found_per_class"], strict=True)
-    )
-    area = "  ".join(
-        f"AUROC {name} {metrics[key]:.4f}"
-        for name, key in (("semantic", "auroc_semantic"), ("score", "auroc_utility"))
-        if metrics[key] is not None
-    )
+    metrics, names = cycle.metrics, [data.class_names[label] for label in cycle.split.target_classes]
+    per_class = ", ".join(f"{name} {found}" for name, found in zip(names, metrics["found_per_class"], strict=True))
+    areas = {"semantic": metrics["auroc_semantic"], "score": metrics["auroc_utility"]}
+    area = "  ".join(f"AUROC {name} {value:.4f}" for name, value in areas.items() if value is not None)
     precision = "-" if metrics["precision"] is None else f"{metrics['precision']:.1f} %"
     line = (
         f"cycle {cycle.number}: queried {metrics['queried']}  target {metrics['found']} ({per_class})  precision "
@@ -36,8 +30,7 @@ def cycle_line(cycle: Cycle, data: Dataset) -> str:
         f"{cycle.seconds:.2f} s"
     )
     for number, missing in cycle.result.shortfall.items():
-        name = class_names[cycle.split.target_classes[number]]
-        line += f"\n  class {name}: {missing} fewer than --queries_per_class, no more candidates"
+        line += f"\n  class {names[number]}: {missing} fewer than --queries_per_class, no more candidates"
     if data.sources:
         line += f"\n  queried: {counted(data, cycle.result.indices)}"
     return line
@@ -89,18 +82,14 @@ def _save_every_score(folder: Path, cycle: Cycle) -> None:
     if cycle.inputs.scores.pseudo_class is not None:
         arrays["pseudo_class"] = cycle.inputs.scores.pseudo_class.cpu().numpy()
     pool = cycle.inputs.pool
-    if cycle.is_target is None:
-        groups = {"pool": np.ones(len(pool), dtype=bool)}
-    else:
+    groups = {"pool": np.ones(len(pool), dtype=bool)}
+    if cycle.is_target is not None:
         arrays["is_target"] = cycle.is_target
         groups = {"target": cycle.is_target, "other": ~cycle.is_target}
     groups["queried"] = np.isin(pool, cycle.result.indices)
     path = folder / f"all_scores_{cycle.number}.npz"
     with atomic_write(path) as file:
         np.savez(file, indices=pool, queried=cycle.result.indices, **arrays)
-    plots.plot_histogram(
-        folder / f"cycle_{cycle.number}.png",
-        {name: arrays["query_score"][mask] for name, mask in groups.items()},
-        label=f"query score, cycle {cycle.number}",
-    )
+    values = {name: arrays["query_score"][mask] for name, mask in groups.items()}
+    plots.plot_histogram(folder / f"cycle_{cycle.number}.png", values, label=f"query score, cycle {cycle.number}")
     log(f"  wrote {path} and cycle_{cycle.number}.png")

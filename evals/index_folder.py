@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +16,24 @@ from utils import InputError
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuses an index folder that holds an earlier query's files, before anything is computed.
-
-    Raises:
-        InputError: It holds index files and they are not to be replaced, or one of them has labels that people gave.
-    """
+    """Raises InputError before anything is computed if a folder holds index files that must not be replaced."""
     earlier = sorted(path.name for path in folder.glob("cycle_*.json"))
     labeled = [name for name in earlier if _holds_answers(folder / name)]
     if labeled:
-        raise InputError(
-            f"{folder / labeled[-1]} holds labels that people gave, which no query replaces: give another --index_dir"
-        )
+        path = folder / labeled[-1]
+        raise InputError(f"{path} holds labels that people gave, which no query replaces: give another --index_dir")
     if earlier and not overwrite:
-        raise InputError(
-            f"{folder} already holds index files ({earlier[0]}, ...): give --overwrite to replace them, or another "
-            "--index_dir"
-        )
+        remedy = "give --overwrite to replace them, or another --index_dir"
+        raise InputError(f"{folder} already holds index files ({earlier[0]}, ...): {remedy}")
     distributed.barrier()  # every process has looked before the first one writes
 
 
 def _holds_answers(path: Path) -> bool:
     """Whether an index file is of a query with --annotate; a file that cannot be read is not."""
-    try:
+    with contextlib.suppress(InputError):
         content = read_json(path)
-    except InputError:
-        return False
-    return isinstance(content, dict) and content.get("files") is not None
+        return isinstance(content, dict) and content.get("files") is not None
+    return False
 
 
 def begin(folder: Path, initial: IndexFile) -> None:
@@ -49,9 +42,8 @@ def begin(folder: Path, initial: IndexFile) -> None:
     remove_leftovers(folder, "cycle_*.json")
     # Written under another name at first: a full disk says so while the earlier query's files are still there.
     new = write_index_file(folder, initial, name=".cycle_0.json.new.tmp")
-    for pattern in ("scores/*.npz", "scores/*.png"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    for path in [*folder.glob("scores/*.npz"), *folder.glob("scores/*.png")]:
+        path.unlink()
     for number in sorted(numbered_files(folder), reverse=True):  # a kill in between leaves no gap
         index_path(folder, number).unlink()
     new.replace(index_path(folder, 0))
@@ -60,19 +52,14 @@ def begin(folder: Path, initial: IndexFile) -> None:
 def index_file(
     data: Dataset, split: Split, *, strategy: str, settings: dict[str, Any], cycle: Cycle | None = None
 ) -> IndexFile:
-    """The content of a cycle's index file.
+    """The content of a cycle's index file, or without a cycle that of the initial set.
 
-    Args:
-        data: The data set.
-        split: After the cycle.
-        strategy: Its name.
-        settings: What the query was made from, for the record.
-        cycle: The cycle; None for the initial set.
+    ``split`` is the one after the cycle; ``settings``, from which the query was made, are on record.
     """
     metrics = cycle.metrics if cycle else {"labeled": len(split.labeled), "pool": len(split.unlabeled)}
     if data.sources:
-        indices = cycle.result.indices if cycle else split.unlabeled
-        metrics = metrics | {f"{'queried' if cycle else 'pool'}_by_source": data.count_by_source(indices)}
+        name, indices = ("queried", cycle.result.indices) if cycle else ("pool", split.unlabeled)
+        metrics = metrics | {f"{name}_by_source": data.count_by_source(indices)}
     return IndexFile(
         dataset=data.name,
         mismatch=split.mismatch,
