@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MOST_CURVES = 10  # of one figure; the table has all
 SHOWN_CLASSES = 4  # scatter plots of a cycle, and borders in a histogram
+FATES = {"not queried": GREY, "labeled at the start": INK, "queried, target": BLUE, "queried, other": RED}
 GROUPS = {"target": (TARGET, BLUE), "other": (OTHER, GREY), NOT_ANNOTATED: (UNKNOWN, GREY)}
 
 
@@ -153,10 +154,8 @@ def tsne_map(features: np.ndarray, *, seed: int = 0) -> np.ndarray:
     varied = values.shape[1] > 1 and (values != values[0]).any()  # else scikit-learn's start would be NaN, and crash
     if varied and values.shape[1] > 50:
         values = PCA(min(50, len(values)), random_state=seed, svd_solver="full").fit_transform(values)
-    perplexity = min(30, (len(values) - 1) / 3)
-    return TSNE(
-        perplexity=perplexity, init="pca" if varied else "random", random_state=seed, max_iter=500
-    ).fit_transform(values)
+    perplexity, start = min(30, (len(values) - 1) / 3), "pca" if varied else "random"
+    return TSNE(perplexity=perplexity, init=start, random_state=seed, max_iter=500).fit_transform(values)
 
 
 def class_points(positions: np.ndarray, classes: np.ndarray, targets: Sequence[str]) -> list[Points]:
@@ -172,20 +171,12 @@ def class_points(positions: np.ndarray, classes: np.ndarray, targets: Sequence[s
     return groups
 
 
-def fate_points(positions: np.ndarray, fates: dict[str, np.ndarray]) -> list[Points]:
-    """Images (n, 2) coloured by what became of them, see Pool.fates."""
-    colors = {"not queried": GREY, "labeled at the start": INK, "queried, target": BLUE, "queried, other": RED}
-    return [
-        Points(name, positions[mask], colors.get(name, ORANGE), small=name == "not queried")
-        for name, mask in fates.items()
-    ]
-
-
 def map_figures(pool: Pool, encoder: str) -> list[Figure]:
     """The map of one feature space twice: by class, and by what became of the images."""
     positions, figures = tsne_map(pool.sample.features[encoder]), []
     by_class = class_points(positions, pool.classes(), pool.targets)
-    by_fate = fate_points(positions, pool.fates())
+    fates = {name: (positions[mask], FATES.get(name, ORANGE)) for name, mask in pool.fates().items()}
+    by_fate = [Points(name, *drawn, small=name == "not queried") for name, drawn in fates.items()]
     for kind, words, groups in (("class", "class", by_class), ("query", "fate in the query", by_fate)):
         panel = scatter_panel(f"map_{pool.key}_{encoder}_{kind}", groups)
         caption = f"{encoder.capitalize()} features by {words}"

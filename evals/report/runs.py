@@ -42,16 +42,8 @@ class Query:
     name: str  # the folder within the run
     files: list[IndexFile]  # from cycle 0 on, at least that one
     rows: list[CycleRow]  # what each of them says
+    strategy: str
     classifier: Row | None  # the last of those trained on its labeled sets
-
-    @property
-    def strategy(self) -> str:
-        return self.files[0].strategy
-
-    @property
-    def cycles(self) -> list[IndexFile]:
-        """The files of cycles in which something was queried."""
-        return self.files[1:]
 
 
 @dataclass(frozen=True)
@@ -66,11 +58,7 @@ class Run:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
-    """Looks through the folders of some runs.
-
-    Raises:
-        InputError: One is not a folder, was given twice, or holds nothing for a report.
-    """
+    """Looks through the folders of some runs; raises InputError if one was given twice or holds nothing to show."""
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
@@ -109,10 +97,9 @@ def readable(paths: Iterable[Path], read: Callable[[Path], Any], notes: list[str
 
 
 def read_encoder(path: Path, folder: Path, notes: list[str]) -> EncoderRun:
-    """Reads the args.json of an encoder, and the log beside it, of which damaged lines go into the notes.
+    """Reads an encoder's args.json, and the log beside it, of which damaged lines go into the notes.
 
-    Raises:
-        InputError: The file is damaged, or another command's.
+    Raises InputError where the file is damaged, or another command's.
     """
     record = read_json(path, limit=SMALL_JSON)
     arguments = record.get("arguments") if isinstance(record, dict) else None
@@ -126,11 +113,7 @@ def read_encoder(path: Path, folder: Path, notes: list[str]) -> EncoderRun:
 
 
 def read_cycles(folder: Path, notes: list[str]) -> list[IndexFile]:
-    """All index files from cycle 0 on; the first that cannot be used ends the list and goes into the notes.
-
-    Raises:
-        InputError: There is no usable cycle_0.json.
-    """
+    """All index files up to the first unusable one, which goes into the notes; InputError if that is cycle_0.json."""
     files = [read_index_file(index_path(folder, 0))]
     while (path := index_path(folder, len(files))).is_file():
         try:
@@ -146,12 +129,12 @@ def read_cycles(folder: Path, notes: list[str]) -> list[IndexFile]:
 
 def make_query(path: Path, folder: Path, files: list[IndexFile], results: list[list[Row]]) -> Query:
     """A query with the accuracies of its labeled sets, from the first results.csv that has any."""
-    rows, classifier = cycle_rows(files), None
+    strategy, rows, classifier = files[0].strategy, cycle_rows(files), None
     for table in results:
         found = cycle_rows(files, results=table)
         if classifier is None and any(row.seeds for row in found):
-            rows, classifier = found, [row for row in table if row.strategy == files[0].strategy][-1]
-    return Query(path, path.relative_to(folder).as_posix(), files, rows, classifier)
+            rows, classifier = found, [row for row in table if row.strategy == strategy][-1]
+    return Query(path, path.relative_to(folder).as_posix(), files, rows, strategy, classifier)
 
 
 @dataclass(frozen=True)
@@ -197,7 +180,7 @@ class Pool:
         """What became of each image of the sample in all cycles, as masks by name, (n,)."""
         keys, (truth, _) = (part(self.sample.images, self.sample.paths) for part in (self.keys, self.known))
         start = np.isin(keys, listed(self.query.files[0], "labeled"))
-        queried = ~start & np.isin(keys, [key for content in self.query.cycles for key in listed(content, "queried")])
+        queried = ~start & np.isin(keys, [key for content in self.query.files for key in listed(content, "queried")])
         names = {"other": OTHER, "target": TARGET, NOT_ANNOTATED: UNKNOWN}
         fates = {f"queried, {name}": queried & (truth == value) for name, value in names.items()}
         return {"not queried": ~start & ~queried, **fates, "labeled at the start": start}
@@ -217,7 +200,7 @@ def listed(content: IndexFile, name: str) -> list[int] | list[str]:
 def read_pool(run: Run, key: str) -> Pool:
     """Reads what the run's first query kept; what cannot be used goes into the notes."""
     query, notes, cycles = run.queries[0], [], []
-    paths = {kept.cycle_path(query.folder, content.cycle): content for content in query.cycles}
+    paths = {kept.cycle_path(query.folder, content.cycle): content for content in query.files}
     for path, cycle in readable(filter(Path.is_file, paths), kept.read_cycle, notes).items():
         if is_of(cycle, paths[path]):
             cycles.append((paths[path].cycle, cycle))

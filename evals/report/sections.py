@@ -75,7 +75,7 @@ def overview_section(queries: Sequence[Named], commands: Mapping[str, str]) -> S
 def found_section(queries: Sequence[Named], commands: Mapping[str, str]) -> Section:
     """Precision and recall by cycle, and of a mixed pool what was queried from where."""
     section = Section("What the queries found")
-    if not any(query.cycles for _, query, _ in queries):
+    if all(len(query.files) == 1 for _, query, _ in queries):
         section.miss(f"No query cycle is in what was given: {commands['query']} makes them.")
         return section
     section.say(
@@ -83,10 +83,9 @@ def found_section(queries: Sequence[Named], commands: Mapping[str, str]) -> Sect
         "images all cycles up to this one have found. A random query's precision is the pool's share of target images."
     )
     rows: list[list[Cell]] = []
-    for name, query, _ in queries:
-        for row in query.rows[1:]:
-            scores = row.precision, row.recall, row.auroc_semantic, row.auroc_joint
-            rows.append([name, row.cycle, row.queried, row.found, *scores, row.labeled, row.pool])
+    for name, row in [(name, row) for name, query, _ in queries for row in query.rows[1:]]:
+        scores = row.precision, row.recall, row.auroc_semantic, row.auroc_joint
+        rows.append([name, row.cycle, row.queried, row.found, *scores, row.labeled, row.pool])
     if any(published_found(query.files) for _, query, _ in queries):
         section.say(
             "Published lists: what the authors of CCAL queried from this very split, with encoders trained for 700 "
@@ -101,9 +100,8 @@ def found_section(queries: Sequence[Named], commands: Mapping[str, str]) -> Sect
     looks = {name: (color, query.strategy == "random") for name, query, color in queries}
     looks["published lists"] = INK, True
     for metric, column, label in (("precision", 4, "targets among the queried"), ("recall", 5, "targets found so far")):
-        known = [row for row in rows if row[column] is not None]
-        points = {name: [(row[1], row[column]) for row in known if row[0] == name] for name in looks}
-        curves = [Curve(name, own, *looks[name]) for name, own in points.items()]
+        known = [(row[0], (row[1], row[column])) for row in rows if row[column] is not None]
+        curves = [Curve(name, [point for own, point in known if own == name], *look) for name, look in looks.items()]
         labels = {"xlabel": "cycle", "ylabel": f"{label} (%)", "percent": True}
         panels += figures.curve_figures(metric, f"{metric.capitalize()} by cycle", curves, table, **labels)
     section.figures(panels)
@@ -190,9 +188,7 @@ def pool_sections(pools: Sequence[Pool], commands: Mapping[str, str]) -> list[Se
 
 def evenly(values: Sequence, count: int) -> list:
     """At most ``count`` of some values, the first and the last among them."""
-    if len(values) <= count:
-        return list(values)
-    return [values[round(place)] for place in np.linspace(0, len(values) - 1, count)]
+    return [values[round(place)] for place in np.linspace(0, len(values) - 1, min(count, len(values)))]
 
 
 def add_scores(scores: Section, pairs: Section, pool: Pool) -> None:
@@ -226,11 +222,8 @@ def add_images(section: Section, pool: Pool) -> None:
 def training_section(runs: Sequence[Run], commands: Mapping[str, str]) -> Section:
     """Losses and probe accuracies of the encoders."""
     section = Section("Training of the encoders")
-    encoders = [
-        (f"{run.name}: {encoder.name}" if len(runs) > 1 else encoder.name, encoder)
-        for run in runs
-        for encoder in run.encoders
-    ]
+    several = len(runs) > 1
+    encoders = [(f"{run.name}: {e.name}" if several else e.name, e) for run in runs for e in run.encoders]
     section.say(
         "The loss is NT-Xent, and for the distinctive encoder also that of telling rotations apart. The probe is a "
         "linear classifier of all classes on the features, for monitoring only: no score sees a label of the pool."
