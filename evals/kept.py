@@ -97,18 +97,15 @@ def save_cycle(
     ``is_target`` (U,) is None where nobody knows. ``images`` are all train images, uint8 (N, H, W, 3); ``paths`` and
     ``names`` (of classes) are those of the queried images, in their order.
     """
-    keep, wrong = np.isin(pool, result.indices), np.zeros(len(result.indices), dtype=bool)
+    keep = np.isin(pool, result.indices)
     others = np.flatnonzero(~keep)
     count = min(len(others), max(0, MAX_POOL - int(keep.sum())))
     keep[np.random.default_rng(number).choice(others, count, replace=False)] = True
-    rows = np.argsort(pool)
-    rows = rows[keep[rows]]
+    rows = np.flatnonzero(keep)
+    rows = rows[np.argsort(pool[rows])]
     classes = utilities.argmax(1) if scores.pseudo_class is None else scores.pseudo_class
-    distinctive = scores.distinctive
-    if distinctive is not None:
-        distinctive = distinctive.gather(1, classes[:, None])[:, 0]
-    if is_target is not None:
-        wrong = np.isin(result.indices, pool[~is_target])
+    distinctive = None if scores.distinctive is None else scores.distinctive.gather(1, classes[:, None])[:, 0]
+    wrong = np.isin(result.indices, pool[:0] if is_target is None else pool[~is_target])
     pictured = [*rows_of_pictures(result.utility, wrong).values()]
     if is_target is None:  # some of the best will turn out to be wrong: more of them are kept
         pictured.append(np.argsort(-result.utility, kind="stable")[: 5 * ROW])

@@ -28,8 +28,7 @@ class ReportSettings:
     )
     out: str | None = setting(
         None,
-        "the page; its figures also go into FILE_figures/ beside it (default: report.html in RUN_DIR; for several "
-        "runs, here)",
+        "the page, with its figures in FILE_figures/ (default: report.html in RUN_DIR; for several runs, here)",
         metavar="FILE.html",
     )
 
@@ -60,8 +59,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = build_parser().parse(argv).report
-    start = time.perf_counter()
-    folders = [Path(folder) for folder in given.runs]
+    start, folders = time.perf_counter(), [Path(folder) for folder in given.runs]
     page = page_path(given.out, folders)
     runs = find_runs(folders)
     figures = write_report(page, runs)
@@ -69,11 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def page_path(out: str | None, folders: Sequence[Path]) -> Path:
-    """Where the page goes: into the run's folder, for several runs into the working folder.
-
-    Raises:
-        InputError: It is not the name of an html file, or cannot be written.
-    """
+    """Where the page goes: into the run's folder, for several runs into the working folder; InputError if it cannot."""
     page = Path(out) if out else (folders[0] / PAGE if len(folders) == 1 else Path(PAGE))
     if page.suffix.lower() not in (".html", ".htm") or page.is_dir():
         raise InputError(f"--out {page} must be the name of an html file, such as {PAGE}")

@@ -92,10 +92,7 @@ class Points:
 def scatter_panel(
     name: str, groups: Sequence[Points], *, labels: tuple[str, str] | None = None, border: float | None = None
 ) -> plots.Panel:
-    """Groups of images in a plane, drawn one over the other, and the line on which x + y is the border, if any.
-
-    Axes without labels mean nothing and get no ticks.
-    """
+    """Groups of images in a plane, drawn one over the other, and the line on which x + y is the border, if any."""
 
     def draw(axes: Axes) -> None:
         for group in groups:
@@ -110,7 +107,7 @@ def scatter_panel(
             ends = np.asarray(limits["xlim"])
             axes.plot(ends, border - ends, color=INK, linestyle="--", linewidth=1.2, label="smallest queried value")
             axes.set(**limits)
-        if labels:
+        if labels:  # else the axes mean nothing
             axes.set(xlabel=labels[0], ylabel=labels[1])
         else:
             axes.set(xticks=[], yticks=[])

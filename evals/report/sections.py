@@ -87,10 +87,7 @@ def found_section(queries: Sequence[Named], commands: Mapping[str, str]) -> Sect
         scores = row.precision, row.recall, row.auroc_semantic, row.auroc_joint
         rows.append([name, row.cycle, row.queried, row.found, *scores, row.labeled, row.pool])
     if any(published_found(query.files) for _, query, _ in queries):
-        section.say(
-            "Published lists: what the authors of CCAL queried from this very split, with encoders trained for 700 "
-            "epochs, by the lists that they published with their code."
-        )
+        section.say("Published lists: what CCAL's authors queried from this very split, with encoders of 700 epochs.")
         for cycle, found in enumerate(PUBLISHED_FOUND, start=1):
             total = sum(PUBLISHED_FOUND[:cycle])
             shares = 100 * found / PUBLISHED_QUERIED, 100 * total / PUBLISHED_POOL_TARGETS
@@ -133,10 +130,7 @@ def accuracy_section(queries: Sequence[Named], commands: Mapping[str, str]) -> S
         command = f"{commands['classifier']} trains the classifiers (with the flags of data and split)"
         section.miss(f"No results.csv belongs to these index files: {command}.")
         return section
-    section.say(
-        "Test accuracy of the classifier after its last epoch, on test images of the target classes: mean and standard "
-        "deviation over its seeds."
-    )
+    section.say("On test images of the target classes, after the last epoch: mean and standard deviation over seeds.")
     curves = [Curve(name, [tuple(row[1:4]) for row in rows if row[0] == name], color) for name, _, color in queries]
     table = Table(["query", "labeled", "accuracy (%)", "deviation", "seeds"], rows)
     labels = {"xlabel": "labeled target images", "ylabel": "test accuracy (%)"}
