@@ -186,6 +186,8 @@ def query_oracle(
     content = functools.partial(index_file, data, strategy=query.strategy, settings=record)
     if distributed.is_main():
         begin(folder, content(loop.split))
+    run.stop.kept = f"cycle 0 alone is in {folder}; the same command with --overwrite starts again"
+    if distributed.is_main():
         keep_features(folder, loop.banks, data.train_labels, data)
     for cycle in simulate(loop, cycles=query.cycles, queries_per_class=query.queries_per_class):
         log(cycle_line(cycle, data))

@@ -96,12 +96,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         recipe = dataclasses.replace(paper, **chosen).scaled(given.run.scale)
         check_budget(split, data.train_labels, recipe.queries_per_class, ("semantic", "distinctive"))
         stages, commands = stages_of(folder, recipe, given), []
-        finished = [name for name in stages if name.startswith("query") and is_finished(folder, stages[name], given)]
+        queries = [name for name in stages if name.startswith("query")]
+        for name in queries:  # other settings are refused before anything runs
+            is_finished(folder, stages[name], given)
         for name, groups in stages.items():
             if name == "classifier":  # the pool may have been empty before the last cycle
                 groups = [dataclasses.replace(*groups, cycles=read_cycles(folder / "query" / "ccal")[-1].cycle)]
             commands.append(command(name, groups, recipe, given))
-            if name in finished:
+            if name in queries and is_finished(folder, stages[name], given):  # with the encoders as they are now
                 log(f"{folder / name} is finished")
             else:
                 run(commands[-1])
@@ -171,12 +173,14 @@ def run(words: Sequence[str]) -> None:
     """
     log(f"$ python {shlex.join(words)}")
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *words])
+    process = None
     try:
+        process = subprocess.Popen([sys.executable, *words])
         status = process.wait()
     except Interrupted:
-        process.terminate()
-        process.wait()
+        if process:
+            process.terminate()
+            process.wait()
         raise
     if status:
         raise SystemExit(status if status > 0 else 128 - status)  # as a shell counts a signal

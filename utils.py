@@ -22,8 +22,11 @@ class ProcessLost(Exception):
     """This process cannot go on because another process of the run is gone, hangs or has failed."""
 
 
-class Interrupted(Exception):
-    """A command stops because it was asked to; the message says by what, and what is on disk."""
+class Interrupted(BaseException):
+    """A command stops because it was asked to; the message says by what, and what is on disk.
+
+    Like KeyboardInterrupt it is not an Exception: a signal may raise it anywhere, past the handlers of damaged files.
+    """
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)

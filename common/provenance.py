@@ -17,6 +17,7 @@ import torchvision
 from common.files import atomic_write, is_number, naming_file, read_regular
 
 LOG_FILE = "log.jsonl"
+DRAWABLE = -1e100, 1e100  # beyond, a figure's axes overflow
 
 
 def int64_digest(indices: np.ndarray | Sequence[int]) -> str:
@@ -80,14 +81,12 @@ def _numbers(line: str) -> dict[str, float]:
         content = json.loads(line)
     except (ValueError, RecursionError):
         return {}
-    return {name: value for name, value in content.items() if is_number(value)} if isinstance(content, dict) else {}
+    items = content.items() if isinstance(content, dict) else ()
+    return {name: value for name, value in items if is_number(value, *DRAWABLE)}
 
 
 def _epoch_of(line: str) -> float:
-    try:
-        return json.loads(line)["epoch"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return float("inf")  # a line that a kill cut short
+    return _numbers(line).get("epoch", float("inf"))  # a line that a kill cut short
 
 
 HASH_BLOCK = 4096  # images per update of their digest

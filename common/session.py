@@ -286,7 +286,7 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
         return status
 
 
-def _return_stop(main: Callable[[Sequence[str]], None], words: Sequence[str]) -> Exception | None:
+def _return_stop(main: Callable[[Sequence[str]], None], words: Sequence[str]) -> BaseException | None:
     """Returns what says all in its one line, so that the launcher's report does not add a traceback of it."""
     try:
         main(words)

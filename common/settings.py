@@ -215,8 +215,6 @@ DIGESTS = {
         "that run's --dataset, --mismatch, --target_classes, --initial_budget and --split_seed",
     ),
     "images_digest": ("other images", "that run's --data_path and --others_path"),
-    "semantic_digest": ("another semantic checkpoint", "that run's --load_semantic_path"),
-    "distinctive_digest": ("another distinctive checkpoint", "that run's --load_distinctive_path"),
 }
 
 

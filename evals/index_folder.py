@@ -42,10 +42,11 @@ def begin(folder: Path, initial: IndexFile) -> None:
     remove_leftovers(folder, "cycle_*.json")
     # Written under another name at first: a full disk says so while the earlier query's files are still there.
     new = write_index_file(folder, initial, name=".cycle_0.json.new.tmp")
-    for path in [*folder.glob("scores/*.npz"), *folder.glob("scores/*.png")]:
-        path.unlink()
     for number in sorted(numbered_files(folder), reverse=True):  # a kill in between leaves no gap
         index_path(folder, number).unlink()
+    for pattern in ("cycle_*.npz", "cycle_*.png", "all_scores_*.npz", "sample.npz"):  # and nothing of anybody else's
+        for path in (folder / "scores").glob(pattern):
+            path.unlink()
     new.replace(index_path(folder, 0))
 
 

@@ -37,7 +37,7 @@ from common.files import atomic_write, require_writable
 from common.paper import PUBLISHED_FOUND, PUBLISHED_LABELED, PUBLISHED_QUERIED
 from common.provenance import int64_digest
 from common.session import run_command
-from datasets.index_files import IndexFile, index_path, read_index_file
+from datasets.index_files import IndexFile, index_path, numbered_files, read_index_file
 from datasets.results_file import Accuracy, Row, latest_rows, mean_text, plain_table, read_rows, write_csv
 from utils import InputError
 
@@ -92,6 +92,9 @@ def read_cycles(folder: Path) -> list[IndexFile]:
     files = []
     while index_path(folder, len(files)).is_file():
         files.append(read_index_file(index_path(folder, len(files))))
+    if later := [number for number in numbered_files(folder) if number > len(files)]:
+        gap = f"holds cycle_{later[0]}.json but no cycle_{len(files)}.json"
+        raise InputError(f"{folder} {gap}: restore it, or query again")
     return files
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from common.checkpoint import ARGS_FILE
 from common.files import SMALL_JSON, read_json
 from common.provenance import read_log
-from datasets.index_files import IndexFile, index_path, read_index_file
+from datasets.index_files import IndexFile, index_path, numbered_files, read_index_file
 from datasets.results_file import Row, read_rows
 from evals import kept
 from evals.summary import CycleRow, cycle_rows
@@ -124,6 +124,9 @@ def read_cycles(folder: Path, notes: list[str]) -> list[IndexFile]:
             notes.append(f"{error}; this cycle and those after it are left out")
             break
         files.append(content)
+    later = [number for number in numbered_files(folder) if number > len(files)]
+    if later and not path.is_file():
+        notes.append(f"{folder} holds cycle_{later[0]}.json but not {path.name}: those after it are left out")
     return files
 
 
