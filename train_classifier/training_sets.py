@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.provenance import int64_digest
+from common.provenance import image_digest, int64_digest
+from common.settings import require_same
 from datasets import Dataset, Split
 from datasets.folder.labels import locate
 from datasets.index_files import index_path, read_index_file
@@ -54,8 +55,8 @@ def read_training_set(folder: Path, number: int, *, data: Dataset, split: Split)
     """Reads and checks one cycle's index file.
 
     Raises:
-        InputError: The file is missing, damaged, of another data set, split or cycle, or holds an image of another
-            class, or a single image.
+        InputError: The file is missing, damaged, of another data set, split, cycle or other images, or holds an image
+            of another class, or a single image.
     """
     path = index_path(folder, number)
     if not path.exists():
@@ -66,6 +67,10 @@ def read_training_set(folder: Path, number: int, *, data: Dataset, split: Split)
     if (content.dataset, content.cycle) != (data.name, number):
         raise InputError(f"{path} is of {content.dataset}, cycle {content.cycle}; expected {data.name}, cycle {number}")
     labeled, labels = np.asarray(content.labeled, dtype=np.int64), data.train_labels
+    if content.files is None and (recorded := content.settings.get("images_digest")):
+        queried = image_digest(data.train_images, np.sort(np.concatenate([split.unlabeled, split.labeled])))
+        digests = {"images_digest": recorded}, {"images_digest": queried}
+        require_same(*digests, what=path, remedy="query again")
     if content.files is not None:
         located = locate(content, str(path), data)
         located.warn(path.name)

@@ -81,16 +81,16 @@ class AnnotationQuery:
 
 
 def write_query(query: AnnotationQuery, page: str) -> None:
-    """Writes a query's files; a filled table of an earlier query of this cycle is kept under another name.
+    """Writes a query's files; a table of this cycle that may hold labels is kept under another name.
 
     The record is written last: a folder without it is left from a command that did not finish.
     """
     earlier = read_query(query.folder.parent, query.cycle)
-    if earlier and earlier.is_filled():
+    if earlier.is_filled() if earlier else query.table.is_file():
         names = (query.folder / f"to_label.replaced{number or ''}.csv" for number in itertools.count())
         kept = next(path for path in names if not path.exists())
         query.table.rename(kept)
-        log(f"the filled table of an earlier query of cycle {query.cycle} is kept as {kept}")
+        log(f"the table of an earlier query of cycle {query.cycle} is kept as {kept}")
     record = query.folder / RECORD
     record.unlink(missing_ok=True)
     for path, text in ((query.page, page), (query.table, format_table(query.images))):
@@ -122,7 +122,7 @@ def read_query(index_folder: Path, cycle: int) -> AnnotationQuery | None:
         "seconds": is_number,
         "images": lambda value: isinstance(value, list) and all(_is_image(v, content["class_names"]) for v in value),
     }
-    check_fields(path, content, checks, remedy=f"restore it, or remove the folder {folder} to query anew")
+    check_fields(path, content, checks, remedy=f"restore it, or move the folder {folder} away to query anew")
     fields = {name: content[name] for name in checks if name != "format_version"}
     return AnnotationQuery(folder, **fields | {"images": [QueriedImage(**image) for image in content["images"]]})
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.provenance import int64_digest
+from common.provenance import image_digest, int64_digest
 from common.session import run_command
 from common.settings import ClassifierSettings, DataSettings
 from datasets import Split, load_data_and_split
@@ -40,8 +40,8 @@ class Run:
         words += f" --index_dir {self.index_dir} --out_path {self.out} --cycles 1 --runs 2 --epochs 1 --batch_size 4"
         return [*words.split(), "--device", "cpu", *more]
 
-    def write(self, cycle: int, labeled: list[int]) -> None:
-        content = IndexFile("npz", 0.25, self.split.digest, [2, 0], "ccal", cycle, labeled, [], [])
+    def write(self, cycle: int, labeled: list[int], **settings: object) -> None:
+        content = IndexFile("npz", 0.25, self.split.digest, [2, 0], "ccal", cycle, labeled, [], [], settings)
         write_index_file(self.index_dir, content)
 
     def rows(self) -> list[dict[str, str]]:
@@ -171,6 +171,16 @@ def test_what_cannot_be_used_is_refused_before_the_training(run: Run, capfd, gro
     (run.out / "results.csv").write_bytes(damaged)
     assert "results.csv is damaged" in refused(run, capfd)
     assert len(groups) == 2 and (run.out / "results.csv").read_bytes() == damaged
+
+
+def test_other_pixels_than_those_that_were_queried_are_refused(run: Run, capfd, groups: list[list[int]]) -> None:
+    everything = np.sort(np.concatenate([run.split.labeled, run.split.unlabeled]))
+    with np.load(run.data) as arrays:
+        digest = image_digest(arrays["train_images"], everything)
+    run.write(0, run.split.labeled.tolist(), images_digest=digest)
+    assert run_command(main, run.words("--number", "0")) == 0
+    write_data(run.data, seed=1)  # the labels, and so the split, are the same
+    assert "cycle_0.json was made with other settings (other images)" in refused(run, capfd, "--number", "0")
 
 
 def test_a_single_class_is_refused(run: Run, capfd) -> None:

@@ -82,5 +82,5 @@ def test_a_record_with_a_wrong_field(query, tmp_path, field, value):
     write_query(query, "")
     path = query.folder / "query.json"
     write_json(path, {**read_json(path), field: value})
-    with pytest.raises(InputError, match=rf"query\.json: {field} .*remove the folder"):
+    with pytest.raises(InputError, match=rf"query\.json: {field} .*move the folder"):
         read_query(tmp_path, 2)
