@@ -168,20 +168,16 @@ def is_finished(folder: Path, groups: Sequence[Any], given: SimpleNamespace) -> 
 def run(words: Sequence[str]) -> None:
     """Runs Python with these words to its end; asked to stop, it has the command save and stop first.
 
-    Raises:
-        SystemExit: The command has failed, and has said why.
+    Raises SystemExit where the command has failed; it has said why.
     """
-    log(f"$ python {shlex.join(words)}")
     start = time.perf_counter()
-    process = None
-    try:
-        process = subprocess.Popen([sys.executable, *words])
-        status = process.wait()
-    except Interrupted:
-        if process:
+    log(f"$ python {shlex.join(words)}")
+    with subprocess.Popen([sys.executable, *words]) as process:  # which waits for its end
+        try:
+            status = process.wait()
+        except Interrupted:
             process.terminate()
-            process.wait()
-        raise
+            raise
     if status:
         raise SystemExit(status if status > 0 else 128 - status)  # as a shell counts a signal
     log(f"done in {duration(time.perf_counter() - start)}")
