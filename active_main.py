@@ -43,7 +43,7 @@ from evals.annotation.queries import AnnotationQuery
 from evals.cycle_report import cycle_line, keep_cycle, keep_features, print_scores
 from evals.cycles import QueryLoop, simulate
 from evals.feature_cache import feature_banks, sources_of
-from evals.features import Extraction, default_batch
+from evals.features import Extraction, FeatureBank, default_batch, given_features
 from evals.index_folder import begin, check_folder, index_file
 from evals.query import check_budget
 from evals.strategies import STRATEGIES
@@ -52,13 +52,15 @@ from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from utils import InputError
 
 ROOT = Path(__file__).resolve().parent
+MODES = {"semantic": "semantic", "distinctive": "distinctive", "penultimate": "semantic"}  # whose features these are
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = build_parser().parse(argv)
     query, annotate, strategy = given.query, given.annotation.annotate, STRATEGIES[given.query.strategy]
-    check_flags(given)
-    checkpoints = checkpoint_paths(query, strategy.needs)
+    files = feature_files(query, strategy.needs)
+    checkpoints = checkpoint_paths(query, strategy.needs, files)
+    check_flags(given, checkpoints)
     with (
         session(given.process, precision=given.encoder.precision, on_stop="raise") as run,
         contextlib.ExitStack() as locks,
@@ -81,10 +83,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Later cycles take what is left, whether people or an oracle label.
         check_budget(split, labels, query.queries_per_class if first else 0, strategy.needs)
         encoder_settings = given.encoder.resolved(image_size=given.data.image_size, precision=run.precision.name)
-        extractions = {name: extraction_of(name, given, data, run) for name in strategy.needs}
-        sources = sources_of(checkpoints, data.train_images, indices)
+        extractions = {name: extraction_of(name, given, data, run) for name in checkpoints}
+        sources = sources_of(checkpoints, files, data.train_images, indices)
         distributed.require_same(sources, "checkpoints or images are not the same at every process")
-        digests = {"split_digest": split.digest, "images_digest": sources.get("images_digest")}
+        digests = {"split_digest": split.digest, "images_digest": sources["images_digest"]}
         encoders = load_encoders(checkpoints, extractions, encoder_settings, digests, given, data, run.device)
         cache = None
         if encoders and not query.no_feature_cache:
@@ -94,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         banks = feature_banks(
             encoders, data.train_images, indices, extractions, sources=sources, folder=cache, device=run.device
         )
+        banks = given_banks(files, indices, query, data) | banks
         loop = QueryLoop(banks, split, labels, strategy, k=query.k, t=query.t, seed=run.seed, device=run.device)
         used = [encoder_settings] if encoders else []
         record = settings.identity(query, given.crop, given.process, *used) | sources
@@ -103,26 +106,55 @@ def main(argv: Sequence[str] | None = None) -> None:
             query_oracle(folder, loop, data, given, record, run)
 
 
-def check_flags(given: SimpleNamespace) -> None:
+def check_flags(given: SimpleNamespace, checkpoints: dict[str, Path]) -> None:
     """Raises InputError for flags that do not go together, or that would do nothing."""
     labels = given.annotation.labels
     if labels and not given.annotation.annotate:
         raise InputError(f"--labels {labels} goes with --annotate; give both")
     if given.annotation.partial and not labels:
         raise InputError("--partial says how to take --labels CSV; give both")
-    if "distinctive" in STRATEGIES[given.query.strategy].needs and given.encoder.shift_trans_type == "none":
+    if "distinctive" in checkpoints and given.encoder.shift_trans_type == "none":
         raise InputError("the distinctive encoder needs --shift_trans_type rotation or cutperm, as in its training")
 
 
-def checkpoint_paths(query: settings.QuerySettings, needs: Sequence[str]) -> dict[str, Path]:
-    """Where each needed encoder's checkpoint is; raises InputError for a missing one before anything is computed."""
+def feature_files(query: settings.QuerySettings, needs: Sequence[str]) -> dict[str, Path]:
+    """The files of features from elsewhere, by the name of the features that they are.
+
+    Raises:
+        InputError: There is none, or the strategy has no use for one.
+    """
+    named = {name: getattr(query, f"{name}_features") for name in ("semantic", "distinctive")}
+    files = {name: Path(file).expanduser() for name, file in named.items() if file}
+    if query.features:
+        if files or needs not in (("penultimate",), ("semantic",)):
+            raise InputError(
+                "--features serves --strategy posterior or semantic, and no other file of features beside it"
+            )
+        files = {needs[0]: Path(query.features).expanduser()}
+    unused = files.keys() - set(needs) if "penultimate" not in needs else set()
+    if unused:
+        raise InputError(f"--strategy {query.strategy} has no use for --{unused.pop()}_features; leave it out")
+    if query.feature_indices and not files:
+        raise InputError("--feature_indices says what the rows of --features are; give both")
+    return files
+
+
+def checkpoint_paths(query: settings.QuerySettings, needs: Sequence[str], files: dict[str, Path]) -> dict[str, Path]:
+    """Where the checkpoints are, by the name of the features that they make.
+
+    Raises:
+        InputError: One is missing; nothing has been computed yet.
+    """
     paths = {}
     for name in needs:
-        flag = f"load_{name}_path"
-        paths[name] = Path(getattr(query, flag) or Path(query.load_path) / name / checkpoint.MODEL_FILE)
+        if name in files or (name == "penultimate" and files):  # for which any features will do
+            continue
+        mode = MODES[name]
+        flag = f"load_{mode}_path"
+        paths[name] = Path(getattr(query, flag) or Path(query.load_path) / mode / checkpoint.MODEL_FILE)
         if not paths[name].is_file():
-            remedy = f"train it with contrast_main.py --mode {name}, or name it with --{flag}"
-            raise InputError(f"the {name} checkpoint {paths[name]} does not exist; {remedy}")
+            remedy = f"train it with contrast_main.py --mode {mode}, or name it with --{flag}"
+            raise InputError(f"the {mode} checkpoint {paths[name]} does not exist; {remedy}")
     return paths
 
 
@@ -136,19 +168,32 @@ def take_labels(folder: Path, data: Dataset, split: Split, given: SimpleNamespac
 
 
 def extraction_of(name: str, given: SimpleNamespace, data: Dataset, run: Session) -> Extraction:
-    """How an encoder's features are made: all copies of the distinctive one's shifts, shift 0 of the semantic one."""
+    """How features are made: of all copies of the distinctive encoder's shifts, of shift 0 for the semantic one."""
     shift = given.encoder.shift_trans_type if name == "distinctive" else "none"
     check_shift(shift, data.image_size)
     return Extraction(
         augmentation=Augmentation(given.crop.resize_factor, given.crop.resize_fix),
-        views=given.query.views,
+        views=0 if name == "penultimate" else given.query.views,
         shift=shift,
         shift_numbers=tuple(range(SHIFT_COUNTS[shift])),
         seed=run.seed,
         batch_size=given.query.test_batch_size or default_batch(run.device, data.image_size),
         precision=run.precision,
         dtype=given.query.feature_dtype,
+        output="features" if name == "penultimate" else "projection",
     )
+
+
+def given_banks(
+    files: dict[str, Path], indices: np.ndarray, query: settings.QuerySettings, data: Dataset
+) -> dict[str, FeatureBank]:
+    """The features from elsewhere; raises InputError for rows that are not those of the data set."""
+    numbers = query.feature_indices and Path(query.feature_indices).expanduser()
+    sizes = {"train": len(data.train_labels), "test": len(data.test_labels), "numbers_file": numbers}
+    banks = {name: given_features(file, indices, **sizes) for name, file in files.items()}
+    for name, file in files.items():
+        log(f"{name} features of {len(indices)} images, {tuple(banks[name].features.shape[1:])} each: {file}")
+    return banks
 
 
 def load_encoders(
@@ -167,7 +212,7 @@ def load_encoders(
     """
     encoders = {}
     for name, path in paths.items():
-        expected = {"mode": name, "dataset": given.data.dataset, "model": chosen.model}
+        expected = {"mode": MODES[name], "dataset": given.data.dataset, "model": chosen.model}
         expected["shift_trans_type"] = extractions[name].shift
         changed = given.annotation.annotate  # people may have added images to the folder since the training
         checkpoint.check_run(path, **digests, expected=expected, may_have_changed=changed)

@@ -20,7 +20,7 @@ DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "digits", "
 MODELS = ("resnet18", "resnet18_imagenet", "resnet20", "resnet8")
 IMAGENET_STEM_FROM = 128  # pixels; from there on its last stage sees 4x4 positions, as the CIFAR stem's does at 32
 SHIFTS = ("none", "rotation", "cutperm")
-STRATEGIES = ("ccal", "semantic", "distinctive", "random")
+STRATEGIES = ("ccal", "semantic", "distinctive", "posterior", "random")
 
 option = functools.partial(setting, identity=False)  # a setting that changes no result
 seed_number = number(int, 0, 2**63 - 1)
@@ -130,6 +130,16 @@ class QuerySettings:
     load_path: str = option("./model", "folder with {semantic,distinctive}/last.model", metavar="DIR")
     load_semantic_path: str | None = option(None, "semantic checkpoint (default: in --load_path)", metavar="FILE")
     load_distinctive_path: str | None = option(None, "distinctive checkpoint (default: in --load_path)", metavar="FILE")
+    features: str | None = option(
+        None, "features from elsewhere, (N, D), for posterior or semantic, and no checkpoint", metavar="NPY"
+    )
+    semantic_features: str | None = option(None, "semantic features from elsewhere, (N, D) or (N, 1, D)", metavar="NPY")
+    distinctive_features: str | None = option(
+        None, "distinctive features from elsewhere, (N, K, D), one for each of K shifts", metavar="NPY"
+    )
+    feature_indices: str | None = option(
+        None, "the images that the rows of these files are of (default: all, or pool and labeled)", metavar="NPY"
+    )
     no_strict: bool = option(False, "load with strict=False: keys that do not match are left as they are")
     test_batch_size: int | None = option(
         None, "images per batch, with all their shifts (default: 100 on a CPU, up to 1000 on a GPU)", kind=positive_int

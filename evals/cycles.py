@@ -80,9 +80,10 @@ class QueryLoop:
         device: torch.device | str = "cpu",
     ) -> None:
         self.split, self.banks = split, banks
-        self._labels, self._strategy, self._seed = labels, strategy, seed
+        self._labels, self._strategy, self._seed, self._device = labels, strategy, seed, torch.device(device)
         self._initial = split
-        pools = [banks[name].features if name in banks else None for name in ENCODERS]
+        self._scored = [banks[name] if name in strategy.needs else None for name in ENCODERS]
+        pools = [bank and bank.features for bank in self._scored]
         self._scorer = Scorer(*pools, num_classes=len(split.target_classes), k=k, t=t, device=device)
         self._add_labeled(split.labeled)
 
@@ -93,10 +94,12 @@ class QueryLoop:
             pool=split.unlabeled,
             labeled=split.labeled,
             labeled_classes=split.class_numbers(self._labels[split.labeled]),
+            set_aside=split.set_aside,
             num_classes=len(split.target_classes),
             scores=self._scores(split.unlabeled),
             banks=self.banks,
             rng=np.random.default_rng([self._seed, number]),
+            device=self._device,
         )
         utilities = self._strategy.utilities(inputs)
         result = select(utilities, inputs, queries_per_class=queries_per_class)
@@ -120,14 +123,14 @@ class QueryLoop:
         return dataclasses.replace(cycle, split=after, seconds=seconds, is_target=is_target, metrics=metrics)
 
     def _add_labeled(self, indices: np.ndarray) -> None:
-        features = [self.banks[name].of(indices) if name in self.banks else None for name in ENCODERS]
+        features = [bank and bank.of(indices) for bank in self._scored]
         classes = torch.from_numpy(self.split.class_numbers(self._labels[indices]))
         self._scorer.add_labeled(*features, classes)
 
     def _scores(self, indices: np.ndarray) -> PoolScores:
-        if not self.banks:
+        bank = next(filter(None, self._scored), None)
+        if bank is None:
             return PoolScores()
-        bank = next(iter(self.banks.values()))
         return self._scorer.scores(torch.from_numpy(bank.rows(indices)))
 
 

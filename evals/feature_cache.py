@@ -24,22 +24,24 @@ from common.provenance import file_digest, image_digest, int64_digest
 from evals.features import Extraction, FeatureBank, MappedFeatures, extract_features, feature_blocks, require_finite
 
 FORMAT_VERSION = 2
-ROWS = 65536  # per read of a check
 
 
-def sources_of(checkpoints: dict[str, Path], train_images: np.ndarray, indices: np.ndarray) -> dict[str, Any]:
-    """What features are made of, as index files record it: files and SHA-256 of the encoders, SHA-256 of the pixels.
+def sources_of(
+    checkpoints: dict[str, Path], features: dict[str, Path], train_images: np.ndarray, indices: np.ndarray
+) -> dict[str, Any]:
+    """What a query is made of, as index files record it: files and their SHA-256, and the SHA-256 of the pixels.
 
     Args:
-        checkpoints: The encoders' files, by name.
+        checkpoints: The encoders' files, by the name of the features that they make.
+        features: Files of given features, by name.
         train_images: uint8, (M, H, W, 3).
         indices: Of all pool and labeled images, (N,).
     """
-    names = {"checkpoints": {name: str(path) for name, path in checkpoints.items()}}
-    if not checkpoints:
-        return names
-    digests = {name: file_digest(path) for name, path in checkpoints.items()}
-    return names | {"checkpoint_digests": digests, "images_digest": image_digest(train_images, indices)}
+    found: dict[str, Any] = {"images_digest": image_digest(train_images, indices)}
+    for kind, files in {"checkpoint": checkpoints, "feature": features}.items():
+        found[f"{kind}s"] = {name: str(path) for name, path in files.items()}
+        found[f"{kind}_digests"] = {name: file_digest(path) for name, path in files.items()}
+    return found
 
 
 def feature_banks(
@@ -55,7 +57,7 @@ def feature_banks(
     """Every encoder's features, once for all cycles; those that the folder holds are not extracted again.
 
     Args:
-        encoders: The bare encoders, by name, on ``device``.
+        encoders: The bare encoders, by the name of the features that they make, on ``device``.
         train_images: uint8, (M, H, W, 3).
         indices: Images to encode, ascending, (N,).
         extractions: Settings by encoder.
@@ -101,7 +103,7 @@ def describe(
         "format_version": FORMAT_VERSION,
         "checkpoint": sources["checkpoint_digests"][name],
         "network": type(encoder).__name__,  # with --no_strict one checkpoint fits several
-        "width": encoder.simclr_layer[-1].out_features,
+        "width": extraction.width(encoder),
         "images": sources["images_digest"],
         "indices": int64_digest(indices),
         **settings,
@@ -129,8 +131,7 @@ def read_features(folder: Path, name: str, record: dict[str, Any], indices: np.n
         shape = len(indices), len(record["shift_numbers"]), record["width"]
         if (*features.shape, str(features.dtype)) != (*shape, f"torch.{record['dtype']}"):
             raise ValueError(f"it holds {features.dtype} {tuple(features.shape)}")
-        if not all(features[start : start + ROWS].isfinite().all() for start in range(0, len(indices), ROWS)):
-            raise ValueError("a value in it is not finite")
+        features.require_finite()
     except Exception as problem:  # a damaged header raises nearly anything
         log(f"the {name} features in {folder} are replaced: {' '.join(str(problem).split()) or type(problem).__name__}")
         return None

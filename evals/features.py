@@ -1,4 +1,4 @@
-"""Features of pool and labeled images: extracted once, averaged over views as they come, in memory or on disk."""
+"""Features of pool and labeled images: extracted once, averaged over views as they come, or given in a file."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from models.transform_layers import Augmentation, shift_images
 from utils import InputError
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
+READ = 65536  # rows per read of a check
 
 
 class MappedFeatures:
@@ -30,7 +31,8 @@ class MappedFeatures:
         dtype: ``torch.float32`` or ``torch.float16``.
 
     Args:
-        path: The file, float32 or float16, (N, K, D).
+        path: The file, floating point, (M, K, D) or (M, D), which stands for K = 1.
+        rows: Which of its rows these features are, (N,); None for all.
 
     Raises:
         ValueError: It holds something else; a damaged file raises nearly anything.
@@ -38,17 +40,25 @@ class MappedFeatures:
 
     device = torch.device("cpu")
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, rows: np.ndarray | None = None) -> None:
+        self._path, self._rows = path, rows
         array = self._map()
-        if array.ndim != 3 or array.dtype.name not in DTYPES:
-            raise ValueError(f"it holds {array.dtype} {array.shape}, not features (N, K, D)")
-        self.shape = torch.Size(array.shape)
-        self.dtype = DTYPES[array.dtype.name]
+        if array.ndim not in (2, 3) or not array.size or array.dtype.kind != "f":
+            raise ValueError(f"it holds {array.dtype} {array.shape}, not features (N, K, D) or (N, D)")
+        count, shifts = len(array) if rows is None else len(rows), array.shape[1] if array.ndim == 3 else 1
+        self.shape = torch.Size((count, shifts, array.shape[-1]))
+        self.dtype = DTYPES.get(array.dtype.name, torch.float32)
 
     def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
         """Rows by slice or by number, copied into memory."""
-        return torch.from_numpy(np.array(self._map()[rows]))
+        values = np.array(self._map()[rows if self._rows is None else self._rows[rows]])
+        return torch.from_numpy(values).to(self.dtype).view(-1, *self.shape[1:])
+
+    def require_finite(self) -> None:
+        """Raises ValueError if a value is not finite."""
+        for start in range(0, self.shape[0], READ):
+            if not self[start : start + READ].isfinite().all():
+                raise ValueError("a value in it is not finite")
 
     def _map(self) -> np.ndarray:
         return np.lib.format.open_memmap(self._path, mode="r")  # np.load would open an archive as well
@@ -59,11 +69,11 @@ Features = Tensor | MappedFeatures
 
 @dataclass(frozen=True)
 class FeatureBank:
-    """Averaged projections of some images; it holds no labels, so none can leak into a score.
+    """Features of some images; it holds no labels, so none can leak into a score.
 
     Attributes:
         indices: Data set indices, ascending, int64 (N,).
-        features: Not normalised, float32 or float16 (N, K, D); K = 1 for the semantic encoder.
+        features: Not normalised, float32 or float16 (N, K, D); K = 1 but for the distinctive encoder.
     """
 
     indices: np.ndarray
@@ -92,6 +102,44 @@ class FeatureBank:
         return self.features[rows].float()
 
 
+def given_features(
+    path: Path, indices: np.ndarray, *, train: int, test: int, numbers_file: Path | None = None
+) -> FeatureBank:
+    """Features of pool and labeled images from a file that somebody else has made.
+
+    Args:
+        path: npy, floating point, (R, D) or (R, K, D).
+        indices: Of all pool and labeled images, ascending, (N,).
+        train: Train images of the data set; R may be this number,
+        test: or this one more (train, then test images),
+        numbers_file: or an npy file says which train images the rows are of, (R,). Without one R may be N.
+
+    Raises:
+        InputError: R is another number, an image has no row, a value is not finite, or a file cannot be read.
+    """
+    try:
+        count = MappedFeatures(path).shape[0]
+        rows = np.arange(len(indices)) if count == len(indices) else indices
+        if numbers_file:
+            numbers = np.lib.format.open_memmap(numbers_file, mode="r")
+            if count != len(numbers) or len(np.unique(numbers)) != len(numbers) or not np.isin(indices, numbers).all():
+                raise ValueError(
+                    f"its {count} rows must be of the {len(numbers)} images in {numbers_file}, each there once, and "
+                    f"all {len(indices)} images of pool and labeled set among them"
+                )
+            rows = np.argsort(numbers)[np.searchsorted(np.sort(numbers), indices)]
+        elif count not in (train, train + test, len(indices)):
+            raise ValueError(
+                f"it has {count} rows; {train} (all train images), {train + test} (all train, then all test images) or "
+                f"{len(indices)} (pool and labeled set, ascending) are right, or the rows' images in --feature_indices"
+            )
+        features = MappedFeatures(path, rows)
+        features.require_finite()
+    except Exception as problem:  # a damaged header raises nearly anything
+        raise InputError(f"{path}: {' '.join(str(problem).split()) or type(problem).__name__}") from None
+    return FeatureBank(indices, features)
+
+
 def default_batch(device: torch.device, image_size: tuple[int, int]) -> int:
     """Images per forward batch: the original's 100, and on GPUs, which small batches leave idle, up to 1000."""
     if device.type != "cuda":
@@ -105,13 +153,14 @@ class Extraction:
 
     Attributes:
         augmentation: The crop's settings.
-        views: V, views per image and shift.
+        views: V, views per image and shift; 0 for the image as it is.
         shift: Kind of the shifts.
         shift_numbers: The shifts to encode, K of them.
         seed: Of the draws.
         batch_size: Images per forward batch (V and K do not count).
         precision: Of the encoder's passes.
         dtype: ``float16`` or ``float32``, to which the averages are rounded.
+        output: ``projection`` or ``features`` (penultimate), see models.encoder.EncoderOutput.
     """
 
     augmentation: Augmentation
@@ -122,12 +171,17 @@ class Extraction:
     batch_size: int
     precision: Precision = FP32
     dtype: str = "float32"
+    output: str = "projection"
+
+    def width(self, encoder: nn.Module) -> int:
+        """D."""
+        return encoder.feature_dim if self.output == "features" else encoder.simclr_layer[-1].out_features
 
 
 def extract_features(
     encoder: nn.Module, images: Tensor, indices: np.ndarray, extraction: Extraction, *, name: str = "features"
 ) -> FeatureBank:
-    """Averages the projection of each image over augmented views, per shift (CCAL, Sec. 3; METHOD 3).
+    """Averages the encoder's output for each image over augmented views, per shift (CCAL, Sec. 3; METHOD 3).
 
     The draws of an image depend on the seed, its index, view and shift alone. Memory does not grow with the number of
     views. Under a launcher the batches are shared among the processes, and every process gets the whole bank.
@@ -143,7 +197,7 @@ def extract_features(
         InputError: A feature is not finite.
     """
     ordered = np.sort(np.asarray(indices, dtype=np.int64))
-    shape = (0, len(extraction.shift_numbers), encoder.simclr_layer[-1].out_features)
+    shape = (0, len(extraction.shift_numbers), extraction.width(encoder))
     parts = [torch.empty(shape, device=images.device, dtype=DTYPES[extraction.dtype])]
     parts += feature_blocks(encoder, images, ordered, extraction, name=name)
     features = distributed.gather_rows(torch.cat(parts))
@@ -176,18 +230,24 @@ def feature_blocks(
     share = -(-len(batches) // distributed.world_size())
     own = batches[distributed.rank() * share : (distributed.rank() + 1) * share]
     for batch in progress(own, description=name, unit="batch"):
-        yield _mean_projection(encoder, images, batch, extraction).to(DTYPES[extraction.dtype])
+        yield _mean_output(encoder, images, batch, extraction).to(DTYPES[extraction.dtype])
 
 
-def _mean_projection(encoder: nn.Module, images: Tensor, batch: Tensor, extraction: Extraction) -> Tensor:
-    """Mean projection of a batch, float32 (B, K, D)."""
+def _mean_output(encoder: nn.Module, images: Tensor, batch: Tensor, extraction: Extraction) -> Tensor:
+    """Mean output for a batch, float32 (B, K, D)."""
     numbers, augmentation = extraction.shift_numbers, extraction.augmentation
     pixels = images[batch].contiguous().float() / 255
+
+    def output(copies: Tensor) -> Tensor:
+        return getattr(extraction.precision.encode(encoder, copies), extraction.output)
+
+    if not extraction.views:
+        return output(pixels)[:, None]
     total: Tensor | float = 0.0
     for view in range(extraction.views):
         keys = [make_keys(extraction.seed, Purpose.QUERY, batch, view, number) for number in numbers]
         flipped = [augmentation.flip(pixels, key) for key in keys]
         shifted = [shift_images(copy, extraction.shift, number) for copy, number in zip(flipped, numbers, strict=True)]
         copies = augmentation.after_shift(torch.cat(shifted), torch.cat(keys))
-        total = total + extraction.precision.encode(encoder, copies).projection
+        total = total + output(copies)
     return (total / extraction.views).view(len(numbers), len(batch), -1).transpose(0, 1).contiguous()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from datasets.split import Split
@@ -22,19 +23,23 @@ class QueryInputs:
         pool: Unqueried images, int64 (U,).
         labeled: Labeled images, int64 (L,).
         labeled_classes: Their class numbers, (L,).
+        set_aside: Queried images of other classes, int64 (A,).
         num_classes: C.
-        scores: Of the unqueried images, in the order of ``pool``.
-        banks: Feature banks by encoder.
+        scores: Of the unqueried images, in the order of ``pool``; what the strategy does not need is None.
+        banks: Banks of the features that the strategy needs, by their name.
         rng: The strategy's own random stream.
+        device: Where to compute.
     """
 
     pool: np.ndarray
     labeled: np.ndarray
     labeled_classes: np.ndarray
+    set_aside: np.ndarray
     num_classes: int
     scores: PoolScores
     banks: dict[str, FeatureBank]
     rng: np.random.Generator
+    device: torch.device | str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,8 @@ class PoolScores:
     Attributes:
         similarity: Largest cosine similarity to a labeled image, (U,).
         semantic: S(u), (U,).
-        pseudo_class: Class number of that labeled image, (U,).
+        pseudo_class: Class number of that labeled image, (U,); without semantic features, the class of which a labeled
+            image is nearest by the distinctive ones, on average over the shifts.
         distance: d(u) per class, (U, C).
         distinctive: D_i(u) = 1 - min-max normalised d(u), (U, C).
     """
@@ -220,4 +221,6 @@ class Scorer:
             distances = [distinctive_distance(nearest)[remaining] for nearest in self._distinctive]
             parts["distance"] = torch.stack(distances, dim=1)
             parts["distinctive"] = 1 - min_max(parts["distance"])
+            own = torch.stack([nearest.similarity[remaining, :, 0].mean(1) for nearest in self._distinctive], dim=1)
+            parts.setdefault("pseudo_class", own.argmax(1))
         return PoolScores(**parts)

@@ -39,7 +39,7 @@ BUDGET = 8
 MISMATCH = 0.35
 DIM = 16
 SHIFTS = {"semantic": ("none", 1), "distinctive": ("rotation", 4)}
-STRATEGIES = ("ccal", "semantic", "distinctive", "random")
+STRATEGIES = ("ccal", "semantic", "distinctive", "posterior", "random")
 CYCLES = 3
 
 
@@ -187,7 +187,7 @@ def test_index_files_and_lines_agree_with_the_labels(finished, strategy):
         per_class = [sum(labels[index] == label for index in found) for label in TARGETS]
         assert metrics["precision"] == pytest.approx(100 * len(found) / len(queried))
         assert metrics["recall"] == pytest.approx(100 * (len(cycle["labeled"]) - BUDGET) / in_pool)
-        assert (metrics["auroc_semantic"] is None) == (strategy == "random")
+        assert (metrics["auroc_semantic"] is None) == (strategy not in ("ccal", "semantic"))
         assert printed[number - 1].startswith(
             f"cycle {number}: queried {len(queried)}  target {len(found)} (2 {per_class[0]}, 0 {per_class[1]})  "
             f"precision {metrics['precision']:.1f} %  recall {metrics['recall']:.1f} %  labeled "
@@ -200,17 +200,48 @@ def test_what_the_query_was_made_from_is_on_record(finished):
     used = np.load(finished.data)["train_images"][np.sort(np.concatenate([split.labeled, split.unlabeled]))]
     expected = {"strategy": "ccal", "k": 5.0, "t": 0.5, "queries_per_class": 6, "views": 2, "seed": 3}
     expected |= {"feature_dtype": "float16", "resize_factor": 0.54, "resize_fix": True}
-    random = expected | {"strategy": "random", "checkpoints": {}}
+    expected["images_digest"] = hashlib.sha256(used.tobytes()).hexdigest()
+    expected |= {"features": {}, "feature_digests": {}}
+    random = expected | {"strategy": "random", "checkpoints": {}, "checkpoint_digests": {}}
     expected |= {"model": "resnet8", "simclr_dim": DIM, "shift_trans_type": "rotation"}
     expected |= {"precision": Precision.resolve("auto", torch.device("cpu")).name}
     expected["checkpoints"] = {name: str(finished.model(name)) for name in SHIFTS}
     expected["checkpoint_digests"] = {
         name: hashlib.sha256(finished.model(name).read_bytes()).hexdigest() for name in SHIFTS
     }
-    expected["images_digest"] = hashlib.sha256(used.tobytes()).hexdigest()
     settings = {name: [cycle["settings"] for cycle in finished.cycles(finished.out_of(name))] for name in STRATEGIES}
     assert settings["ccal"] == [expected] * (CYCLES + 1)
     assert settings["random"] == [random] * (CYCLES + 1)  # which needs no encoder
+
+
+@pytest.mark.parametrize("strategy", ["ccal", "distinctive", "semantic", "posterior"])
+def test_features_from_files_query_as_those_of_the_encoders(finished, tmp_path, strategy):
+    """The kept features of an earlier query, given as files for all of its images; there are no checkpoints."""
+    split, kept_features = finished.split(), finished.folder / "features"
+    needs = {"posterior": ["penultimate"]}.get(strategy, [name for name in SHIFTS if strategy in ("ccal", name)])
+    rows = np.sort(np.concatenate([split.labeled, split.unlabeled]))
+    words = []
+    for name in needs:
+        values = np.load(kept_features / f"{name}.npy")
+        everything = np.full((PER_CLASS * 3, *values.shape[1:]), 9, dtype=values.dtype)
+        everything[rows] = values
+        np.save(tmp_path / f"{name}.npy", everything)
+        flag = "--features" if strategy in ("semantic", "posterior") else f"--{name}_features"
+        words += [flag, tmp_path / f"{name}.npy"]
+    out = tmp_path / "out"
+    words = finished.words("--strategy", strategy, "--index_dir", out, *words, features="--load_path gone")
+    assert run(words) == 0
+    assert finished.queries(out) == finished.queries(finished.out_of(strategy))
+    settings = finished.cycles(out)[1]["settings"]
+    digests = {name: hashlib.sha256((tmp_path / f"{name}.npy").read_bytes()).hexdigest() for name in needs}
+    assert (settings["checkpoints"], settings["feature_digests"]) == ({}, digests)
+
+
+def test_posterior_takes_features_side_by_side_and_needs_no_checkpoint(finished, tmp_path):
+    words = [f"--{name}_features={finished.folder / 'features' / name}.npy" for name in SHIFTS]
+    words = finished.words("--strategy", "posterior", "--index_dir", tmp_path, *words, features="--load_path gone")
+    assert run(words) == 0
+    assert [len(cycle["queried"]) for cycle in finished.cycles(tmp_path)] == [0] + [12] * CYCLES
 
 
 SCORE_NAMES = {
@@ -405,6 +436,15 @@ BAD: dict[str, tuple[Callable[[Place], object] | None, str, str]] = {
     "checkpoints swapped": (swap, "", "mode"),
     "no shifts": (None, "--shift_trans_type none", "needs --shift_trans_type rotation or cutperm"),
     "a cache and none": (None, "--no_feature_cache", "not allowed with argument"),
+    "features for a strategy of none": (None, "--strategy random --features x.npy", "--features serves --strategy"),
+    "one file too many": (None, "--strategy semantic --distinctive_features x.npy", "has no use for --dist"),
+    "indices of no features": (None, "--feature_indices x.npy", "--feature_indices says what the rows"),
+    "no features there": (None, "--strategy posterior --features gone.npy", "gone.npy"),
+    "features of other images": (
+        lambda place: np.save(place.folder / "f.npy", np.ones((5, 2))),
+        "--strategy posterior --features {folder}/f.npy",
+        "f.npy: it has 5 rows; 90 ",
+    ),
     "labels without --annotate": (None, "--labels filled.csv", "--labels filled.csv goes with --annotate"),
     "partial without labels": (None, "--annotate --partial", "--partial says how to take --labels"),
     "--annotate of data with labels": (None, "--annotate", "is for images that nobody has labeled yet"),

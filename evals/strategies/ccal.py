@@ -27,5 +27,5 @@ def semantic(inputs: QueryInputs) -> Tensor:
 
 
 def distinctive(inputs: QueryInputs) -> Tensor:
-    """D_i(u) alone, for the same candidates as the joint score: only the score's other term is left out."""
+    """D_i(u) alone."""
     return of_pseudo_class(inputs.scores.distinctive, inputs)

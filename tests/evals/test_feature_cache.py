@@ -51,7 +51,7 @@ class Place:
             self.images,
             indices,
             {NAME: dataclasses.replace(EXTRACTION, **changes)},
-            sources=sources_of({NAME: self.checkpoint}, self.images, indices),
+            sources=sources_of({NAME: self.checkpoint}, {}, self.images, indices),
             folder=folder and self.folder.with_name(folder),
             device=torch.device("cpu"),
         )[NAME]
@@ -123,6 +123,7 @@ def test_the_record_names_all_that_the_features_depend_on(place):
         "seed": 5,
         "precision": "fp32",
         "dtype": "float16",
+        "output": "projection",
     }
 
 

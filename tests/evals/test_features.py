@@ -16,6 +16,7 @@ from evals.features import (
     default_batch,
     extract_features,
     feature_blocks,
+    given_features,
 )
 from models import ContrastiveEncoder, EncoderOutput, build_encoder
 from models.counter_random import Purpose, make_keys
@@ -230,3 +231,66 @@ def test_batches_are_smaller_where_images_are_larger():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     sizes = [default_batch(device, size) for device in (cpu, gpu) for size in ((32, 32), (64, 64), (224, 224))]
     assert sizes == [100, 100, 100, 1000, 250, 100]
+
+
+class TestGivenFeatures:
+    """Features from a file; images 1, 4 and 6 of 8 (and 2 test images) are pool and labeled set."""
+
+    INDICES = np.array([1, 4, 6])
+    VALUES = np.arange(20, dtype=np.float64).reshape(10, 2)
+
+    def bank(self, path, values, numbers=None):
+        np.save(path / "features.npy", values)
+        if numbers is not None:
+            np.save(path / "numbers.npy", numbers)
+        file = None if numbers is None else path / "numbers.npy"
+        return given_features(path / "features.npy", self.INDICES, train=8, test=2, numbers_file=file)
+
+    @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+    @pytest.mark.parametrize("rows", [range(8), range(10), INDICES])
+    def test_rows_may_be_all_images_or_those_of_pool_and_labeled_set(self, tmp_path, rows, dtype):
+        bank = self.bank(tmp_path, self.VALUES[list(rows)].astype(dtype))
+        assert bank.indices.tolist() == [1, 4, 6] and tuple(bank.features.shape) == (3, 1, 2)
+        assert bank.of(np.array([6, 1])).tolist() == [[[12, 13]], [[2, 3]]]
+
+    def test_rows_may_be_in_any_order_that_is_said(self, tmp_path):
+        order = np.array([6, 0, 1, 7, 4])
+        bank = self.bank(tmp_path, self.VALUES[order][:, None].repeat(4, 1), order)
+        assert tuple(bank.features.shape) == (3, 4, 2)
+        assert bank.of(np.array([4]))[0].tolist() == [[8, 9]] * 4
+
+    @pytest.mark.parametrize(
+        ("values", "numbers", "phrase"),
+        [
+            (VALUES[:7], None, r"7 rows; 8 \(all train images\), 10 \(all train, then all test images\) or 3"),
+            (VALUES[:3], [1, 4], "3 rows must be of the 2 images"),
+            (VALUES[:3], [1, 4, 4], "each there once"),
+            (VALUES[:3], [1, 4, 5], "all 3 images of pool and labeled set among them"),
+            (np.full((8, 2), np.nan), None, "not finite"),
+            (VALUES[:8].astype(np.int64), None, r"int64 \(8, 2\), not features"),
+            (VALUES[:8, 0], None, r"float64 \(8,\), not features"),
+            (np.empty((8, 0)), None, "not features"),
+            (np.array([{}] * 8), None, "features.npy: "),
+        ],
+    )
+    def test_other_files_are_refused(self, tmp_path, values, numbers, phrase):
+        with pytest.raises(InputError, match=phrase):
+            self.bank(tmp_path, values, None if numbers is None else np.array(numbers))
+
+    def test_a_missing_file_and_a_text_are_refused(self, tmp_path):
+        with pytest.raises(InputError, match="No such file"):
+            given_features(tmp_path / "features.npy", self.INDICES, train=8, test=2)
+        (tmp_path / "features.npy").write_text("1 2 3")
+        with pytest.raises(InputError, match="features.npy: "):
+            given_features(tmp_path / "features.npy", self.INDICES, train=8, test=2)
+
+
+def test_penultimate_features_are_those_of_the_image_as_it_is():
+    encoder = build_encoder("resnet8", num_classes=2, shifts=1, simclr_dim=5, seed=1).eval()
+    images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = Extraction(Augmentation(0.08, False), 0, "none", (0,), seed=3, batch_size=4, output="features")
+    bank = extract_features(encoder, images, np.array([5, 0, 3]), plain)
+    with torch.no_grad():
+        expected = encoder(images[[0, 3, 5]].float() / 255).features
+    assert bank.indices.tolist() == [0, 3, 5] and tuple(bank.features.shape) == (3, 1, encoder.feature_dim)
+    torch.testing.assert_close(bank.features[:, 0], expected, rtol=0, atol=1e-5)

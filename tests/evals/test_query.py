@@ -22,6 +22,7 @@ def make_inputs(pool: list[int], num_classes: int, *, scores: PoolScores | None 
         pool=np.array(pool, dtype=np.int64),
         labeled=np.empty(0, dtype=np.int64),
         labeled_classes=np.empty(0, dtype=np.int64),
+        set_aside=np.empty(0, dtype=np.int64),
         num_classes=num_classes,
         scores=scores or PoolScores(),
         banks={},

@@ -247,6 +247,7 @@ def golden_inputs(golden) -> QueryInputs:
         pool=golden["pool_index"],
         labeled=np.arange(len(classes)),
         labeled_classes=classes.numpy(),
+        set_aside=np.empty(0, dtype=np.int64),
         num_classes=3,
         scores=scorer.scores(torch.arange(len(golden["pool_index"]))),
         banks={},
