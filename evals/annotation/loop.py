@@ -32,7 +32,9 @@ from evals.index_folder import index_file
 from evals.metrics import query_metrics
 from utils import InputError
 
-THUMBNAIL = 256  # pixels of the longer side
+THUMBNAIL = 512  # pixels of the longer side; half of it from MANY images on, so that a page stays below about 20 MB
+MANY = 500
+EXAMPLES = 6  # labeled images of each class that the page shows
 
 
 @dataclass(frozen=True)
@@ -237,11 +239,18 @@ def write_next_query(
     folder, seconds = index_path(index_folder, cycle.number).with_suffix(""), round(cycle.seconds, 3)
     images = _queried_images(data, cycle, class_names)
     query = AnnotationQuery(folder, cycle.number, "", class_names, strategy, settings, seconds, images)
-    indices = dict(zip(query.paths, cycle.result.indices))
+    labeled = progress.split.labeled
+    shown = {
+        name: labeled[progress.labels[labeled] == label][:EXAMPLES]
+        for name, label in zip(class_names, progress.split.target_classes, strict=True)
+    }
+    indices = {data.paths[image]: image for image in np.concatenate([cycle.result.indices, *shown.values()])}
+    side = THUMBNAIL if len(images) < MANY else THUMBNAIL // 2
 
-    def thumbnail(image: QueriedImage) -> Image.Image:
-        whole = read_thumbnail(images_folder / image.path, THUMBNAIL, digest=image.digest)
-        return whole or Image.fromarray(np.array(data.train_images[indices[image.path]]))  # as it was scored
+    def thumbnail(path: str) -> Image.Image:
+        image = indices[path]
+        whole = read_thumbnail(images_folder / path, side, digest=data.digests[image])
+        return whole or Image.fromarray(np.array(data.train_images[image]))  # as it was scored
 
     distributed.barrier()  # every process has read the folder before the first one writes
     if distributed.is_main():
@@ -250,7 +259,8 @@ def write_next_query(
             initial, nothing = dataclasses.replace(query, cycle=0, images=[], seconds=0.0), np.empty(0, dtype=np.int64)
             write_index_file(index_folder, _index_content(data, progress.split, progress.labels, initial, nothing))
         query = dataclasses.replace(query, after=file_digest(before))
-        write_query(query, render_page(query, thumbnail))
+        examples = {name: [data.paths[image] for image in some] for name, some in shown.items()}
+        write_query(query, render_page(query, thumbnail, images_folder=images_folder, examples=examples))
     for number, missing in cycle.result.shortfall.items():
         log(f"class {shown(class_names[number])}: {missing} image(s) fewer than wanted, there are no more candidates")
     log_waiting(query)

@@ -13,11 +13,13 @@ import html
 import io
 import itertools
 import json
+import os
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -26,7 +28,7 @@ from evals.annotation.queries import AnnotationQuery
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 OTHER_KEY = "o"
-COMMAND_KEYS = "ufs"  # undo, filter, save; see label.js
+COMMAND_KEYS = "ufsz"  # undo, filter, save, zoom; see label.js
 CLASS_KEYS = "123456789" + "".join(sorted(set(string.ascii_lowercase) - set(OTHER_KEY + COMMAND_KEYS)))
 SMALL = 64  # pixels up to which an image is stored exactly and its pixels are shown as squares
 
@@ -42,20 +44,45 @@ def label_keys(class_names: Sequence[str]) -> list[str]:
     return [key or next(free, "") for key in own]
 
 
-def render_page(query: AnnotationQuery, thumbnail: Callable[[QueriedImage], Image.Image]) -> str:
-    """The page of a query, in which adjacent images with the same suggestion form a group."""
+def render_page(
+    query: AnnotationQuery,
+    thumbnail: Callable[[str], Image.Image],
+    *,
+    images_folder: Path,
+    examples: Mapping[str, Sequence[str]],
+    worth: str | None = None,
+) -> str:
+    """The page of a query, in which adjacent images with the same suggestion form a group.
+
+    Args:
+        query: Its images.
+        thumbnail: What the page shows of an image, by path.
+        images_folder: The data folder, to whose files the page has relative links.
+        examples: Paths of labeled images of each class, by its name.
+        worth: A line of text that says what labeling found so far.
+    """
     style, script = ((TEMPLATES / name).read_text() for name in ("label.css", "label.js"))
     suggestions = itertools.groupby(image.suggestion for image in query.images)
     titles = [("No suggestion" if name is None else f"Suggested: {name}", len(list(run))) for name, run in suggestions]
+    folder = os.path.relpath(images_folder, query.folder)
+
+    def picture(path: str) -> dict[str, Any]:
+        link = quote(os.fsencode(Path(folder, path).as_posix()))
+        return {"path": path, "link": link, **_pixels(thumbnail(path))}
+
+    classes = list(map(_choice, query.class_names, label_keys(query.class_names)))
+    for entry in classes:
+        entry["examples"] = list(map(picture, examples.get(entry["name"], ())))
     content = {
         "key": query.storage_key,
         "file": query.labels_file,
         "heading": format_row(COLUMNS),
         "scores": ["score", "semantic", "distinctive"],
-        "classes": list(map(_choice, query.class_names, label_keys(query.class_names))),
+        "classes": classes,
         "other": _choice(OTHER_LABEL, OTHER_KEY),
         "groups": [{"title": title, "count": count} for title, count in titles],
-        "items": [_item(image, query.class_names, thumbnail(image)) for image in query.images],
+        "items": [picture(image.path) | _item(image, query.class_names) for image in query.images],
+        "worth": worth,
     }
     parts = {
         "policy": html.escape(_content_policy(style, script)),
@@ -83,20 +110,23 @@ def _content_policy(style: str, script: str) -> str:
     )
 
 
-def _choice(name: str, key: str) -> dict[str, str]:
+def _choice(name: str, key: str) -> dict[str, Any]:
     return {"name": name, "key": key, "cell": format_row([name])}
 
 
-def _item(image: QueriedImage, class_names: Sequence[str], picture: Image.Image) -> dict[str, Any]:
-    """What the script knows of an image, whose pixels are stored exactly if it is small, otherwise as JPEG."""
-    small = max(picture.size) <= SMALL
-    file = io.BytesIO()
-    picture.save(file, **({"format": "PNG"} if small else {"format": "JPEG", "quality": 82}))
+def _item(image: QueriedImage, class_names: Sequence[str]) -> dict[str, Any]:
+    """What the script knows of a queried image besides its picture."""
     return {
-        "path": image.path,
         "suggestion": None if image.suggestion is None else class_names.index(image.suggestion),
         "scores": image.format_scores(3),
         "row": row_without_label(image),
-        "image": f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}",
-        "small": small,
     }
+
+
+def _pixels(picture: Image.Image) -> dict[str, Any]:
+    """An image for the page, exactly if it is small, otherwise as WebP."""
+    small = max(picture.size) <= SMALL
+    file = io.BytesIO()
+    picture.save(file, **({"format": "PNG"} if small else {"format": "WEBP", "quality": 75}))
+    data = base64.b64encode(file.getvalue()).decode()
+    return {"image": f"data:image/{'png' if small else 'webp'};base64,{data}", "small": small}

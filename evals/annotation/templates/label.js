@@ -4,14 +4,19 @@
   const { items, classes } = query;
   const OTHER = -1; // the label of an image of no target class; null: no label yet
   const UNDO_DEPTH = 1000;
+  const COMPLETE = "Every image has a label. Save the csv (S).";
   const element = (id) => document.getElementById(id);
   const images = element("images");
   const cards = [];
+  const restButtons = []; // of each group
 
   let labels = items.map(() => null);
-  let history = []; // [image, label before], the last one last
-  let current = 0;
-  let onlyUnlabeled = false;
+  let history = []; // steps, the last one last: of each image that the step labeled [image, label before]
+  let trail = []; // images that were current before, the last one last
+  let current = items.length ? 0 : null; // null: none is, and no key labels anything
+  let anchor = null; // where a selection of several images began that ends at the current one
+  let filter = "all"; // or "unlabeled", "differs", a label
+  let example = null; // what the full-size view shows if it is not the current image
   let storageWorks = true;
   let unsaved = false; // labels that no csv holds yet
 
@@ -20,6 +25,7 @@
   const cellOf = (label) => (label === null ? "" : label === OTHER ? query.other.cell : classes[label].cell);
   const validLabel = (label) => label === null || (Number.isInteger(label) && label >= OTHER && label < classes.length);
   const validImage = (image) => Number.isInteger(image) && image >= 0 && image < items.length;
+  const isComplete = () => !labels.includes(null);
 
   // State that outlives the tab.
 
@@ -42,69 +48,104 @@
     }
     if (!kept || !Array.isArray(kept.labels) || kept.labels.length !== items.length) return;
     labels = kept.labels.map((label) => (validLabel(label) ? label : null));
-    const valid = (step) => Array.isArray(step) && validImage(step[0]) && validLabel(step[1]);
-    history = Array.isArray(kept.history) ? kept.history.filter(valid) : [];
-    if (validImage(kept.current)) current = kept.current;
+    const valid = (change) => Array.isArray(change) && validImage(change[0]) && validLabel(change[1]);
+    const isStep = (step) => Array.isArray(step) && step.length > 0 && step.every(valid);
+    history = Array.isArray(kept.history) ? kept.history.filter(isStep) : [];
+    if (validImage(kept.current) || (kept.current === null && isComplete())) current = kept.current;
     unsaved = Boolean(kept.unsaved);
+  }
+
+  // What is shown and selected.
+
+  function matches(image, wanted = filter) {
+    const label = labels[image];
+    if (wanted === "all") return true;
+    if (wanted === "unlabeled") return label === null;
+    const { suggestion } = items[image];
+    if (wanted === "differs") return label !== null && suggestion !== null && label !== suggestion;
+    return label === Number(wanted);
+  }
+
+  const visible = (image) => matches(image) || image === current;
+  const all = (condition) => [...items.keys()].filter(condition);
+
+  function isSelected(image) {
+    if (current === null || !visible(image)) return false;
+    const other = anchor === null ? current : anchor;
+    return image >= Math.min(current, other) && image <= Math.max(current, other);
   }
 
   // Labeling.
 
-  function setLabel(image, label) {
-    labels[image] = label;
-    unsaved = true;
-    const complete = !labels.includes(null);
-    element("saved").textContent = complete ? "Every image has a label. Save the csv (S)." : "";
-    element("saved").hidden = !complete;
-    keep();
-    showCard(image);
-    showCount();
+  // Labels images in one step, which undo takes back as one, and goes on to the next image. After the last one that is
+  // the first without a label; once all have one, none is current, lest one key too many label an image anew.
+  function setLabels(chosen, labelOf, what, next = neighbour(1, chosen[chosen.length - 1])) {
+    const wasComplete = isComplete();
+    const changed = chosen.filter((image) => labels[image] !== labelOf(image));
+    if (changed.length) {
+      history.push(changed.map((image) => [image, labels[image]]));
+      if (history.length > UNDO_DEPTH) history.shift();
+      for (const image of changed) labels[image] = labelOf(image);
+      unsaved = true;
+    }
+    const messages = [];
+    if (chosen.length > 1) messages.push(`${chosen.length} images: ${what}. Undo (U) takes that back.`);
+    if (next === null) {
+      next = all((image) => labels[image] === null && matches(image))[0] ?? null;
+      if (next !== null) messages.push("That was the last image; this is the first without a label.");
+    }
+    if (isComplete()) messages.push(COMPLETE);
+    say(messages.join(" "));
+    choose(isComplete() && !wasComplete ? null : next);
+    const which = chosen.length > 1 ? `${chosen.length} images` : items[chosen[0]].path;
+    announce(`${which}: ${what}. ${element("count").textContent}`);
   }
 
-  function labelCurrent(label) {
-    if (!items.length || current === null) return;
-    const image = current;
-    if (labels[image] !== label) {
-      history.push([image, labels[image]]);
-      if (history.length > UNDO_DEPTH) history.shift();
-      setLabel(image, label);
-    }
-    if (label === null) choose(image);
-    else step(1, image);
-    announce(`${items[image].path}: ${label === null ? "label removed" : nameOf(label)}. ${element("count").textContent}`);
+  function labelSelected(label) {
+    const chosen = all(isSelected);
+    if (!chosen.length) return;
+    if (label === null) setLabels(chosen, () => null, "label removed", current);
+    else setLabels(chosen, () => label, nameOf(label));
   }
 
   function accept() {
-    if (current === null) return;
-    const suggestion = items[current].suggestion;
-    if (suggestion === null) announce("There is no suggestion for this image; press the key of its class.");
-    else labelCurrent(suggestion);
+    const chosen = all(isSelected);
+    if (!chosen.length) return;
+    const suggestions = chosen.map((image) => items[image].suggestion);
+    if (suggestions.includes(null)) say("There is no suggestion; press the key of a class.");
+    else setLabels(chosen, (image) => items[image].suggestion, [...new Set(suggestions.map(nameOf))].join(", "));
   }
 
+  const restOf = (group) => all((image) => items[image].group === group && labels[image] === null && visible(image));
+
   function undo() {
-    const last = history.pop();
-    if (!last) return;
-    setLabel(last[0], last[1]);
-    choose(last[0]);
-    announce(`Undone: ${items[last[0]].path}. ${element("count").textContent}`);
+    const step = history.pop();
+    if (!step) return;
+    for (const [image, label] of step) labels[image] = label;
+    unsaved = true;
+    say("");
+    choose(step[0][0]);
+    announce(`Undone: ${items[step[0][0]].path}. ${element("count").textContent}`);
   }
 
   // Moving.
 
-  const visible = (image) => !onlyUnlabeled || labels[image] === null || image === current;
-
-  function step(by, from) {
-    for (let image = from + by; image >= 0 && image < items.length; image += by) {
-      if (!onlyUnlabeled || labels[image] === null) return choose(image);
-    }
-    if (!onlyUnlabeled || labels[from] === null) return choose(from);
-    // After the last one that is left, go to the first.
-    const left = labels.indexOf(null);
-    return choose(left === -1 ? null : left);
+  // The next image that the filter lets through (by 1), or the one before (by -1).
+  function neighbour(by, from) {
+    for (let image = from + by; validImage(image); image += by) if (matches(image)) return image;
+    return null;
   }
 
-  function stepRow(down) {
-    if (current === null) return;
+  function step(by, extend, from = current) {
+    const image = neighbour(by, from === null ? (by > 0 ? -1 : items.length) : from);
+    if (image !== null) choose(image, { extend });
+  }
+
+  function stepRow(down, extend) {
+    if (current === null) {
+      step(down ? 1 : -1);
+      return;
+    }
     const from = cards[current].getBoundingClientRect();
     let best = null;
     let bestCost = Infinity;
@@ -116,20 +157,50 @@
       const cost = distance * 10000 + Math.abs(to.left - from.left);
       if (cost < bestCost) [best, bestCost] = [image, cost];
     });
-    if (best !== null) choose(best);
+    if (best !== null) choose(best, { extend });
   }
 
-  function choose(image) {
-    const before = current;
-    current = image;
-    if (onlyUnlabeled) showFilter();
-    for (const other of new Set([before, image])) if (other !== null) showCard(other);
-    showCurrent();
-    if (image !== null) {
-      cards[image].focus({ preventScroll: true });
-      cards[image].scrollIntoView({ block: "nearest" });
+  function back() {
+    if (!trail.length) {
+      step(-1);
+      return;
     }
+    const image = trail.pop();
+    const before = trail.length;
+    choose(image);
+    trail.length = before; // without the image that this came from
+  }
+
+  // Makes an image the current one, or none; with `extend`, the images from there to here are selected.
+  function choose(image, { extend = false, focus = true } = {}) {
+    if (current !== null && current !== image) trail.push(current);
+    if (!extend) anchor = null;
+    else if (anchor === null) anchor = current;
+    current = image;
+    show();
+    if (image === null) document.activeElement.blur();
+    else if (focus) cards[image].focus({ preventScroll: true });
+    if (image !== null) cards[image].scrollIntoView({ block: "nearest" });
     keep();
+  }
+
+  function setFilter(wanted) {
+    filter = wanted;
+    const stays = current === null ? isComplete() : matches(current);
+    choose(stays ? current : (neighbour(1, current ?? -1) ?? neighbour(1, -1)));
+  }
+
+  const folded = (text) => text.trim().normalize("NFC").toLowerCase();
+
+  function find(from) {
+    const wanted = folded(element("find").value);
+    if (!wanted) return;
+    const found = all((image) => folded(items[image].path).includes(wanted));
+    say(found.length ? `${found.length} with that name. Enter goes to the next.` : "No image has that name.");
+    if (!found.length) return;
+    const image = found.find((each) => each >= from) ?? found[0];
+    if (!matches(image)) filter = "all";
+    choose(image, { focus: false });
   }
 
   // Drawing.
@@ -141,9 +212,16 @@
     return created;
   }
 
-  function showImage(target, item) {
-    target.src = item.image;
-    target.classList.toggle("pixels", item.small);
+  function createButton(className, onClick) {
+    const button = create("button", className);
+    button.type = "button";
+    button.addEventListener("click", onClick);
+    return button;
+  }
+
+  function showImage(target, picture) {
+    target.src = picture.image;
+    target.classList.toggle("pixels", picture.small);
   }
 
   const scoresOf = (item) =>
@@ -158,13 +236,28 @@
       title.dir = "auto";
       title.append(create("span", "number", ` (${group.count})`));
       box.setAttribute("aria-labelledby", title.id);
+      restButtons.push(createButton("rest", () => setLabels(restOf(number), () => OTHER, query.other.name)));
+      const head = create("div", "head");
+      head.append(title, restButtons[number]);
       const grid = create("div", "grid");
-      for (let count = 0; count < group.count; count++) grid.append(buildCard(cards.length));
-      box.append(title, grid);
+      for (let count = 0; count < group.count; count++) {
+        items[cards.length].group = number;
+        grid.append(buildCard(cards.length));
+      }
+      box.append(head, grid);
       images.append(box);
     });
     classes.forEach((entry, number) => element("choices").append(choice(entry.name, entry.key, number)));
     element("choices").append(choice(`${query.other.name}: none of these`, query.other.key, OTHER));
+    for (const wanted of ["all", "unlabeled", "differs", ...classes.keys(), OTHER]) {
+      element("filter").append(create("option"));
+      element("filter").lastChild.value = wanted;
+    }
+    for (const entry of classes) element("examples").append(...buildExamples(entry));
+    element("examples").hidden = !classes.some((entry) => entry.examples.length);
+    element("examples").open = window.matchMedia("(min-width: 52rem)").matches;
+    element("worth").textContent = query.worth;
+    element("worth").hidden = !query.worth;
   }
 
   function buildCard(image) {
@@ -178,33 +271,58 @@
     thumbnail.loading = "lazy";
     showImage(thumbnail, item);
     card.append(thumbnail, create("div", "mark"), create("div", "small", scoresOf(item)[0] || ""));
-    card.addEventListener("click", () => choose(image));
+    card.addEventListener("click", (event) => choose(image, { extend: event.shiftKey }));
     cards[image] = card;
     return card;
   }
 
   function choice(name, key, label) {
-    const button = create("button");
-    button.type = "button";
+    const button = createButton("", () => labelSelected(label));
     button.dataset.label = String(label);
     if (key) {
       button.append(create("kbd", "", key), " ");
       button.setAttribute("aria-keyshortcuts", key);
     }
-    button.append(create("bdi", "", name));
+    button.append(create("bdi", "", name), create("span", "number"));
     button.title = name;
-    button.addEventListener("click", () => labelCurrent(label));
     return button;
   }
 
-  function showCard(image) {
-    const card = cards[image];
+  function buildExamples(entry) {
+    const row = create("div", "row");
+    for (const picture of entry.examples) {
+      const button = createButton("", () => showFull(picture));
+      const image = create("img");
+      image.alt = picture.path;
+      showImage(image, picture);
+      button.append(image);
+      row.append(button);
+    }
+    return [create("p", "path", entry.name), row];
+  }
+
+  function show() {
+    cards.forEach((card, image) => showCard(card, image));
+    [...images.children].forEach((box, group) => {
+      box.hidden = !box.querySelector(".card:not([hidden])");
+      const count = restOf(group).length;
+      restButtons[group].textContent = `Rest of this group: ${query.other.name} (${count})`;
+      restButtons[group].hidden = !count;
+    });
+    element("empty").hidden = cards.some((card) => !card.hidden);
+    showCounts();
+    showCurrent();
+  }
+
+  function showCard(card, image) {
     const label = labels[image];
     const item = items[image];
+    card.hidden = !visible(image);
     card.classList.toggle("done", label !== null && label !== OTHER);
     card.classList.toggle("other", label === OTHER);
-    card.setAttribute("aria-selected", String(image === current));
-    card.tabIndex = image === current ? 0 : -1;
+    card.classList.toggle("current", image === current);
+    card.setAttribute("aria-selected", String(isSelected(image)));
+    card.tabIndex = image === (current === null ? 0 : current) ? 0 : -1;
     card.querySelector(".mark").textContent = label === null ? "" : `✓ ${nameOf(label)}`;
     const suggested = item.suggestion === null ? "" : `, suggested ${nameOf(item.suggestion)}`;
     card.setAttribute("aria-label", `${item.path}${suggested}, ${label === null ? "no label" : `label ${nameOf(label)}`}`);
@@ -212,61 +330,76 @@
 
   function showCurrent() {
     const chosen = current !== null;
-    element("preview").hidden = !chosen;
-    for (const id of ["path", "scores", "label"]) element(id).textContent = "";
+    const item = chosen ? items[current] : null;
+    const count = all(isSelected).length;
+    element("enlarge").hidden = !chosen;
     for (const button of element("choices").children) {
       button.disabled = !chosen;
       button.setAttribute("aria-pressed", String(chosen && labels[current] === Number(button.dataset.label)));
     }
-    if (!chosen) return;
-    const item = items[current];
-    showImage(element("preview"), item);
-    element("preview").alt = item.path;
-    element("path").textContent = item.path;
-    element("scores").textContent = scoresOf(item).join(", ");
-    const suggested = item.suggestion === null ? "no suggestion" : `suggested: ${nameOf(item.suggestion)}`;
-    element("label").textContent = labels[current] === null ? suggested : `${nameOf(labels[current])} (${suggested})`;
+    element("path").textContent = chosen ? item.path : "";
+    element("scores").querySelector("p").textContent = chosen ? scoresOf(item).join(", ") : "";
+    element("scores").hidden = !chosen || !scoresOf(item).length;
+    element("label").textContent = count > 1 ? `${count} images are selected: a key labels them all` : describe(current);
+    if (chosen) showImage(element("preview"), item);
+    if (element("full").open && !example) {
+      if (chosen) showFull(null);
+      else element("full").close();
+    }
   }
 
-  function showCount() {
-    const done = labels.filter((label) => label !== null).length;
+  function describe(image) {
+    if (image === null) return "";
+    const { suggestion } = items[image];
+    const suggested = suggestion === null ? "no suggestion" : `suggested: ${nameOf(suggestion)}`;
+    return labels[image] === null ? suggested : `${nameOf(labels[image])} (${suggested})`;
+  }
+
+  function showCounts() {
+    const counts = new Map();
+    for (const label of labels) counts.set(label, (counts.get(label) || 0) + 1);
+    const done = items.length - (counts.get(null) || 0);
     element("count").textContent = `${done} of ${items.length} labeled`;
     element("bar").max = Math.max(items.length, 1);
     element("bar").value = done;
     element("undo").disabled = !history.length;
-  }
-
-  function showFilter() {
-    element("filter").setAttribute("aria-pressed", String(onlyUnlabeled));
-    cards.forEach((card, image) => {
-      card.hidden = !visible(image);
-    });
-    for (const box of images.children) box.hidden = !box.querySelector(".card:not([hidden])");
-    element("empty").hidden = cards.some((card) => !card.hidden);
-  }
-
-  function filter() {
-    onlyUnlabeled = !onlyUnlabeled;
-    let target = current;
-    if (onlyUnlabeled && (target === null || labels[target] !== null)) {
-      target = labels.indexOf(null, target === null ? 0 : target);
-      if (target === -1) target = labels.indexOf(null);
-      if (target === -1) target = null;
+    for (const button of element("choices").children) {
+      button.querySelector(".number").textContent = ` ${counts.get(Number(button.dataset.label)) || 0}`;
     }
-    if (!onlyUnlabeled && target === null) target = 0;
-    choose(target);
-    showFilter();
+    const titles = { all: "All", unlabeled: "Unlabeled", differs: "Not as suggested" };
+    for (const option of element("filter").options) {
+      const title = titles[option.value] || `Labeled ${nameOf(Number(option.value))}`;
+      option.textContent = `${title} (${all((image) => matches(image, option.value)).length})`;
+    }
+    element("filter").value = filter;
   }
 
-  function show() {
-    cards.forEach((card, image) => showCard(image));
-    showCount();
-    showFilter();
-    showCurrent();
+  // The current image, or a labeled example, as large as the window.
+  function showFull(picture) {
+    example = picture;
+    const shown = picture || items[current];
+    showImage(element("full-image"), shown);
+    element("full-image").alt = shown.path;
+    element("full-path").textContent = shown.path;
+    element("full-label").textContent = picture ? "" : element("label").textContent;
+    element("file").href = shown.link;
+    if (element("full").open) return;
+    element("full").showModal();
+    element("full").focus(); // not its link, which Enter would open
+  }
+
+  function toggleFull() {
+    if (element("full").open) element("full").close();
+    else if (current !== null) showFull(null);
   }
 
   function announce(text) {
     element("announcement").textContent = text;
+  }
+
+  function say(text) {
+    element("message").textContent = text;
+    element("message").hidden = !text;
   }
 
   // Saving.
@@ -288,11 +421,10 @@
     unsaved = false;
     keep();
     const missing = labels.filter((label) => label === null).length;
-    const saved = element("saved");
-    saved.textContent =
+    say(
       `Saved as ${query.file}. Next: run the command again with --labels and the path of that file` +
-      (missing ? `; ${missing} of ${items.length} images have no label, so add --partial or label them first.` : ".");
-    saved.hidden = false;
+        (missing ? `; ${missing} of ${items.length} images have no label, so add --partial or label them first.` : "."),
+    );
   }
 
   // Keys.
@@ -300,35 +432,66 @@
   const labelOfKey = new Map([[query.other.key, OTHER]]);
   classes.forEach((entry, number) => entry.key && labelOfKey.set(entry.key, number));
   const actions = {
-    ArrowLeft: () => current !== null && step(-1, current),
-    ArrowRight: () => current !== null && step(1, current),
-    ArrowUp: () => stepRow(false),
-    ArrowDown: () => stepRow(true),
-    Home: () => step(1, -1),
-    End: () => step(-1, items.length),
+    ArrowLeft: (extend) => step(-1, extend),
+    ArrowRight: (extend) => step(1, extend),
+    ArrowUp: (extend) => stepRow(false, extend),
+    ArrowDown: (extend) => stepRow(true, extend),
+    Home: (extend) => step(1, extend, -1),
+    End: (extend) => step(-1, extend, items.length),
+    " ": () => step(1),
+    Backspace: back,
     Enter: accept,
-    Delete: () => labelCurrent(null),
-    Backspace: () => labelCurrent(null),
+    Escape: () => choose(current),
+    Delete: () => labelSelected(null),
     u: undo,
-    f: filter,
+    f: () => setFilter(filter === "all" ? "unlabeled" : "all"),
     s: save,
+    z: toggleFull,
+    "/": () => element("find").focus(),
+    "?": () => element("help").showModal(),
   };
   const repeats = new Set(["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]);
+
+  // Whether a key is for something else: the field or button with the focus, or a dialog without the current image.
+  function isTaken(key, target) {
+    if (target.closest?.("input, select")) return true;
+    if ((key === "Enter" || key === " ") && target.closest?.("button, a, summary")) return true;
+    const full = element("full").open;
+    return element("help").open || (full && key === "Escape") || (full && example !== null && key !== "z");
+  }
 
   document.addEventListener("keydown", (event) => {
     const undoes = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "z";
     if (!undoes && (event.ctrlKey || event.metaKey || event.altKey)) return;
     const key = undoes ? "u" : event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    if (key === "Enter" && event.target.closest && event.target.closest("button")) return; // presses that button
-    const act = labelOfKey.has(key) ? () => labelCurrent(labelOfKey.get(key)) : actions[key];
+    if (isTaken(key, event.target)) return;
+    const act = labelOfKey.has(key) ? () => labelSelected(labelOfKey.get(key)) : actions[key];
     if (!act) return;
     event.preventDefault();
     if (event.repeat && !repeats.has(key)) return; // a key held down is not a label for the next images
-    act();
+    act(event.shiftKey);
   });
-  element("filter").addEventListener("click", filter);
+  element("find").addEventListener("input", () => find(current === null ? 0 : current));
+  element("find").addEventListener("keydown", (event) => {
+    if (event.key === "Enter") find(current === null ? 0 : current + 1);
+    if (event.key === "Escape") choose(current);
+  });
+  for (const dialog of document.querySelectorAll("dialog")) {
+    dialog.querySelector("button").addEventListener("click", () => dialog.close());
+    dialog.addEventListener("close", () => current !== null && cards[current].focus({ preventScroll: true }));
+  }
+  element("filter").addEventListener("change", () => setFilter(element("filter").value));
+  element("enlarge").addEventListener("click", toggleFull);
+  element("full-image").addEventListener("click", toggleFull);
   element("undo").addEventListener("click", undo);
   element("save").addEventListener("click", save);
+  element("keys").addEventListener("click", actions["?"]);
+  // What is scrolled to stays clear of the header, and on a narrow screen of the panel below.
+  const bars = { "--header": document.querySelector("header"), "--panel-height": document.querySelector("aside") };
+  const measure = new ResizeObserver(() => {
+    for (const name in bars) document.documentElement.style.setProperty(name, `${bars[name].offsetHeight}px`);
+  });
+  Object.values(bars).forEach((bar) => measure.observe(bar));
   window.addEventListener("storage", (event) => {
     // Another tab shows this page, too, and has newer labels.
     if (event.key !== query.key || event.newValue === null) return;
@@ -348,7 +511,7 @@
   } catch (error) {
     storageWorks = false;
   }
-  if (!items.length) current = null;
-  show();
+  if (items.length && isComplete()) say(COMPLETE);
   choose(current);
+  trail = [];
 })();
