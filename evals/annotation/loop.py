@@ -240,11 +240,11 @@ def write_next_query(
     images = _queried_images(data, cycle, class_names)
     query = AnnotationQuery(folder, cycle.number, "", class_names, strategy, settings, seconds, images)
     labeled = progress.split.labeled
-    shown = {
+    examples = {
         name: labeled[progress.labels[labeled] == label][:EXAMPLES]
         for name, label in zip(class_names, progress.split.target_classes, strict=True)
     }
-    indices = {data.paths[image]: image for image in np.concatenate([cycle.result.indices, *shown.values()])}
+    indices = {data.paths[image]: image for image in np.concatenate([cycle.result.indices, *examples.values()])}
     side = THUMBNAIL if len(images) < MANY else THUMBNAIL // 2
 
     def thumbnail(path: str) -> Image.Image:
@@ -259,8 +259,8 @@ def write_next_query(
             initial, nothing = dataclasses.replace(query, cycle=0, images=[], seconds=0.0), np.empty(0, dtype=np.int64)
             write_index_file(index_folder, _index_content(data, progress.split, progress.labels, initial, nothing))
         query = dataclasses.replace(query, after=file_digest(before))
-        examples = {name: [data.paths[image] for image in some] for name, some in shown.items()}
-        write_query(query, render_page(query, thumbnail, images_folder=images_folder, examples=examples))
+        paths = {name: [data.paths[image] for image in some] for name, some in examples.items()}
+        write_query(query, render_page(query, thumbnail, images_folder=images_folder, examples=paths))
     for number, missing in cycle.result.shortfall.items():
         log(f"class {shown(class_names[number])}: {missing} image(s) fewer than wanted, there are no more candidates")
     log_waiting(query)

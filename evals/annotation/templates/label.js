@@ -178,10 +178,14 @@
     else if (anchor === null) anchor = current;
     current = image;
     show();
-    if (image === null) document.activeElement.blur();
-    else if (focus) cards[image].focus({ preventScroll: true });
+    if (focus) focusCurrent();
     if (image !== null) cards[image].scrollIntoView({ block: "nearest" });
     keep();
+  }
+
+  function focusCurrent() {
+    if (current === null) document.activeElement.blur();
+    else cards[current].focus({ preventScroll: true });
   }
 
   function setFilter(wanted) {
@@ -196,7 +200,8 @@
     const wanted = folded(element("find").value);
     if (!wanted) return;
     const found = all((image) => folded(items[image].path).includes(wanted));
-    say(found.length ? `${found.length} with that name. Enter goes to the next.` : "No image has that name.");
+    const few = ["No name matches.", "One name matches."];
+    say(few[found.length] ?? `${found.length} names match; Enter goes to the next.`);
     if (!found.length) return;
     const image = found.find((each) => each >= from) ?? found[0];
     if (!matches(image)) filter = "all";
@@ -478,8 +483,12 @@
   });
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.querySelector("button").addEventListener("click", () => dialog.close());
-    dialog.addEventListener("close", () => current !== null && cards[current].focus({ preventScroll: true }));
+    dialog.addEventListener("close", focusCurrent);
   }
+  document.addEventListener("click", (event) => {
+    // After a click, not after a press by key, Enter and Space are for the images again.
+    if (event.detail && event.target.closest("header button, summary") && !element("help").open) focusCurrent();
+  });
   element("filter").addEventListener("change", () => setFilter(element("filter").value));
   element("enlarge").addEventListener("click", toggleFull);
   element("full-image").addEventListener("click", toggleFull);

@@ -263,6 +263,27 @@ def test_the_page_shows_what_was_scored_though_a_file_was_replaced(project):
             assert np.array_equal(np.array(image), scored[item["path"]])
 
 
+def test_the_page_shows_six_labeled_examples_of_each_class_and_photographs_in_512_pixels(project, monkeypatch):
+    """The first ones: the four in labeled/, then those that people labeled."""
+    Image.new("RGB", (600, 400), "red").save(project.images / "labeled/cat/0.png")
+    query = project.run(true_labels(project.run()))
+    page = json.loads(re.search(r'id="query">(.*?)</script>', query.page.read_text())[1])
+    labels = labels_of(project.state(1))
+    for entry in page["classes"]:
+        expected = [path for path, name in labels.items() if name == entry["name"]][:6]
+        assert len(expected) >= 5 and [shown["path"] for shown in entry["examples"]] == expected
+    for shown in [*page["items"], *page["classes"][0]["examples"]]:
+        assert (query.folder / shown["link"]).resolve() == (project.images / shown["path"]).resolve()
+    photograph = next(shown for shown in page["classes"][0]["examples"] if shown["path"] == "labeled/cat/0.png")
+    with Image.open(io.BytesIO(base64.b64decode(photograph["image"].split(",")[1]))) as image:
+        assert (image.format, image.size) == ("WEBP", (512, 341))
+    monkeypatch.setattr(loop, "MANY", 8)  # as many as are asked for
+    again = re.search(r'id="query">(.*?)</script>', project.run(overwrite=True).page.read_text())[1]
+    [large] = [shown for shown in json.loads(again)["classes"][0]["examples"] if not shown["small"]]
+    with Image.open(io.BytesIO(base64.b64decode(large["image"].split(",")[1]))) as image:
+        assert image.size == (256, 171)
+
+
 def test_images_that_are_gone_are_named(project, capsys):
     labels = true_labels(project.run())
     gone, later = (next(path for path, name in labels.items() if name == kind) for kind in ("cat", "dog"))
