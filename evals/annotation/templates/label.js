@@ -93,6 +93,7 @@
     if (next === null) {
       next = all((image) => labels[image] === null && matches(image))[0] ?? null;
       if (next !== null) messages.push("That was the last image; this is the first without a label.");
+      else if (!isComplete()) messages.push("That was the last image shown here.");
     }
     if (isComplete()) messages.push(COMPLETE);
     say(messages.join(" "));
