@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.console import warn
+from common.console import listed, warn
 from common.files import SMALL_JSON, atomic_write, check_archive, check_fields, is_text, read_json, write_json
 from common.provenance import git_commit, versions
 from common.settings import require_same
@@ -126,7 +126,7 @@ def load_weights(path: Path, encoder: nn.Module, *, strict: bool = True) -> None
         "does not know": [key for key in state if key not in own],
         "differs in the shape of": [key for key in own if key in state and own[key].shape != state[key].shape],
     }
-    problems = [f"{what} {_listing(keys)}" for what, keys in found.items() if keys]
+    problems = [f"{what} {listed(keys, KEYS_SHOWN)}" for what, keys in found.items() if keys]
     if problems and strict:
         raise InputError(
             f"checkpoint {path} does not fit this encoder: it {'; it '.join(problems)}. Give the flags of its training "
@@ -147,11 +147,7 @@ def is_state(value: Any) -> bool:
 
 def not_finite(state: Mapping[str, Tensor]) -> str:
     """The names of a state_dict's entries with a NaN or an infinity, in words; empty where there are none."""
-    return _listing([key for key, value in state.items() if not value.isfinite().all()])
-
-
-def _listing(keys: list[str]) -> str:
-    return ", ".join(keys[:KEYS_SHOWN]) + (f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else "")
+    return listed([key for key, value in state.items() if not value.isfinite().all()], KEYS_SHOWN)
 
 
 def write_args(

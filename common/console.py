@@ -148,3 +148,9 @@ def one_line(message: str) -> str:
 def shown(text: str) -> str:
     """Text whose characters that cannot be printed are escaped, such as the name of a file."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(names: Sequence[object], most: int = 3) -> str:
+    """Names in a line: the first ones, and how many there are more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown(str(name)) for name in names[:most]) + more

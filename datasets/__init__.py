@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.console import listed, log, shown, warn
 from common.paper import DEFAULT_BUDGET, DEFAULT_MISMATCH, PROTOCOLS
 from common.settings import DataSettings
-from datasets.base import Dataset, require_variety
+from datasets.base import Dataset, pixel_digest, plain_name, require_variety
 from datasets.digits import load_digits
 from datasets.folder import ANNOTATION, find_form, load_folder
 from datasets.mixed import load_sources, mix
@@ -52,15 +53,33 @@ def load_dataset(
     return data
 
 
-def load_data_and_split(settings: DataSettings) -> tuple[Dataset, Split]:
+def load_data_and_split(settings: DataSettings, *, without_labels: bool = False) -> tuple[Dataset, Split]:
     """Loads a data set and draws its initial split; what is None takes the value of the data set's protocol.
 
     With ``others`` the pool's other images come from further data sets, see datasets.mixed. A folder of images that
-    nobody has labeled has its split already, see datasets.split.given_split.
+    nobody has labeled has its split already, see datasets.split.given_split. What makes accuracies look better, or mean
+    less, than they do is warned of.
+
+    Args:
+        settings: Of data and split.
+        without_labels: Whether a folder may do without labeled/: encoders need no label, all else does.
 
     Raises:
         InputError: See load_dataset and make_split; a data set without a protocol needs target classes.
     """
+    data, split = _load(settings)
+    if not (split.target_classes or without_labels):
+        raise InputError(
+            f"{settings.data_path} has no labeled/: put a few images of each class that matters into labeled/<class>/"
+        )
+    if untested := [shown(data.class_names[label]) for label in split.untested(data.test_labels)]:
+        warn(f"the test set has no image of {', '.join(untested)}: an accuracy is of the other target classes alone")
+    if data.digests is None:  # a folder's copies are left out; a published split must stay as it is
+        warn_of_copies(data, split)
+    return data, split
+
+
+def _load(settings: DataSettings) -> tuple[Dataset, Split]:
     name, path = settings.dataset, Path(settings.data_path).expanduser()
     if settings.others_path is not None and not settings.others:
         raise InputError(f"--others_path {settings.others_path} is for --others; leave it out")
@@ -116,14 +135,41 @@ def refuse_drawing(settings: DataSettings) -> None:
 
 
 def class_numbers(classes: Sequence[int | str], names: Sequence[str]) -> list[int]:
-    """Classes by number, or by name, as numbers; where a name looks like a number, the name counts.
+    """Classes by name, or by number, as numbers: a number is a position, from 0, where no class has that name.
+
+    What was taken by position is said, and warned of where another class's name reads as that number, as 01 as 1.
 
     Raises:
         InputError: There is no such name. (That a number exists is make_split's to check.)
     """
-    positions = {name: number for number, name in enumerate(names)}
-    unknown = [value for value in classes if isinstance(value, str) and value not in positions]
+    positions = {plain_name(name): number for number, name in enumerate(names)}
+    unknown = [value for value in classes if isinstance(value, str) and plain_name(value) not in positions]
     if unknown:
         listing = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         raise InputError(f"--target_classes: there is no class {unknown[0]!r}; the data set has {listing}")
-    return [positions.get(str(value), value) for value in classes]
+    counted = [value for value in classes if isinstance(value, int) and str(value) not in positions]
+    taken = [f"{value} is {shown(names[value])}" for value in counted if value < len(names)]
+    alike = [shown(name) for name in names if name.isdecimal() and int(name) in counted]
+    if alike:
+        warn(f"target classes by position, from 0: {', '.join(taken)}; for the class named {alike[0]} give that name")
+    elif taken:
+        log(f"target classes by position, from 0: {', '.join(taken)}")
+    return [positions.get(plain_name(str(value)), value) for value in classes]
+
+
+def warn_of_copies(data: Dataset, split: Split) -> None:
+    """Warns of images that stand, pixel by pixel, in training and test, in pool and labeled set, or in two classes."""
+    labels, first, again, in_two = data.train_labels, {}, 0, []
+    for place, index in enumerate([*split.labeled.tolist(), *split.unlabeled.tolist()]):
+        known = first.setdefault(pixel_digest(data.train_images[index]), (place, index))
+        again += known[0] < len(split.labeled) <= place
+        if labels[known[1]] != labels[index]:
+            in_two.append(f"{known[1]} and {index}")
+    tested = sum(pixel_digest(data.test_images[index]) in first for index in split.test)
+    if tested:
+        seen = f"{tested} of {len(split.test)} test images are, pixel by pixel, among the labeled images and the pool"
+        warn(f"{seen}: accuracies will be too good; leave them out of the one or the other")
+    if again:
+        warn(f"{again} image(s) of the pool are, pixel by pixel, labeled already")
+    if in_two:
+        warn(f"{len(in_two)} picture(s) stand under two classes: training images {listed(in_two)}")

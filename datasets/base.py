@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from common.console import listed, warn
 from common.console import shown as shown  # until evals/annotation imports it from there
 from utils import InputError
 
 MAX_CLASSES = 100_000
 UNKNOWN = -1  # the label of an image that nobody has labeled yet
+NEARLY_BLACK = 32  # images whose largest value of 255 is below: most were written in another range
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,36 @@ class Dataset:
         return self.train_images.shape[1], self.train_images.shape[2]
 
 
+def plain_name(name: str) -> str:
+    """A name without what people do not take for a difference: letter case and the form of accents (NFC, NFD)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def spreadsheet_name(name: str) -> str:
+    """What is left of a name in a spreadsheet's cell: 01 and 1.0 become 1, 1e1 becomes 10, True becomes TRUE."""
+    if re.fullmatch(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?\s*", name, re.IGNORECASE):
+        return f"{float(name):.15g}"
+    return name.upper() if name.upper() in ("TRUE", "FALSE") else plain_name(name)
+
+
+def twins(names: Iterable[str], same: Callable[[str], str] = plain_name) -> list[str]:
+    """The first two or more of some names that ``same`` makes one name, in order; empty where all stay apart.
+
+    Example:
+        >>> twins(["01", "1", "2"], spreadsheet_name)
+        ['01', '1']
+    """
+    groups = defaultdict(list)
+    for name in names:
+        groups[same(name)].append(name)
+    return next((group for group in groups.values() if len(group) > 1), [])
+
+
+def pixel_digest(image: np.ndarray) -> bytes:
+    """SHA-256 of an image's pixels, by which copies are found whatever files they came from."""
+    return hashlib.sha256(np.ascontiguousarray(image)).digest()
+
+
 def check_images(images: np.ndarray, what: str) -> np.ndarray:
     """Returns images as a contiguous uint8 array (N, H, W, 3); grayscale (N, H, W) gets three equal channels.
 
@@ -76,6 +113,17 @@ def check_images(images: np.ndarray, what: str) -> np.ndarray:
     if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
         raise InputError(f"{what} must have shape (N, H, W, 3) or (N, H, W), got {images.shape}")
     return np.ascontiguousarray(images)
+
+
+def warn_of_range(images: np.ndarray, what: str) -> None:
+    """Warns of images, uint8 (N, H, W, 3), that are nearly black all together, and of those that are of one colour."""
+    if (largest := images.max()) < NEARLY_BLACK:
+        warn(f"{what} are nearly black: the largest value is {largest} of 255; were they written in another range?")
+    # Of most images the first row of pixels tells.
+    candidates = np.flatnonzero((images[:, 0] == images[:, :1, 0]).all(axis=(1, 2)))
+    plain = [int(number) for number in candidates if (images[number] == images[number, 0, 0]).all()]
+    if plain:
+        warn(f"{what}: {len(plain)} image(s) are of one colour everywhere (number {listed(plain)})")
 
 
 def check_labels(labels: np.ndarray, count: int, what: str) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from common.console import log, warn
-from datasets.base import Dataset
+from datasets.base import Dataset, pixel_digest
 from datasets.digits import load_digits
 from datasets.folder import index_others
 from datasets.folder.walk import ANNOTATION, BENCHMARK
@@ -115,8 +115,8 @@ def mix(data: Dataset, sources: dict[str, np.ndarray], **draw: Any) -> tuple[Dat
     for number, found in enumerate(sources.values()):
         images[source == number] = fitted(found[position[source == number]], data.image_size)
     names = (data.name, *sources)
-    known = {hashlib.sha256(image).digest() for part in (data.train_images, data.test_images) for image in part}
-    copies = source[[hashlib.sha256(image).digest() in known for image in images]]
+    known = {pixel_digest(image) for part in (data.train_images, data.test_images) for image in part}
+    copies = source[[pixel_digest(image) in known for image in images]]
     for number, count in zip(*np.unique(copies, return_counts=True)):
         found = f"{count} of the images drawn from {names[1 + number]} are, pixel by pixel, in {data.name}, too"
         warn(f"{found}, and count as others all the same: remove the copies, or name other data")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.files import read_npz
-from datasets.base import Dataset, check_images, check_labels
+from datasets.base import Dataset, check_images, check_labels, warn_of_range
 from utils import InputError
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -26,6 +26,7 @@ def load_npz(name: str, data_path: Path) -> Dataset:
         images, labels = f"{part}_images", f"{part}_labels"
         arrays[images] = check_images(arrays[images], f"{images} in {data_path}")
         arrays[labels] = check_labels(arrays[labels], len(arrays[images]), f"{labels} in {data_path}")
+        warn_of_range(arrays[images], f"{images} in {data_path}")
     sizes = [arrays[f"{part}_images"].shape[1:3] for part in ("train", "test")]
     if sizes[0] != sizes[1]:
         raise InputError(f"{data_path}: train and test images must have one size, got {sizes[0]} and {sizes[1]}")

@@ -72,6 +72,15 @@ class Split:
         random.Random(self.seed).shuffle(indices)
         return np.asarray(indices, dtype=np.int64)
 
+    def untested(self, test_labels: np.ndarray) -> list[int]:
+        """Target classes without a test image, though others have some: an accuracy says nothing of them.
+
+        Args:
+            test_labels: Labels of all test images, (M,).
+        """
+        tested = set(test_labels[self.test].tolist())
+        return [label for label in self.target_classes if tested and label not in tested]
+
     def class_numbers(self, labels: np.ndarray) -> np.ndarray:
         """Maps data set labels of target images to the classifier's 0 .. n - 1."""
         position = {label: number for number, label in enumerate(self.target_classes)}

@@ -25,11 +25,13 @@ import numpy as np
 from common.console import log, progress, warn
 from common.files import atomic_write, naming_file, read_json, remove_leftovers
 from common.session import NO_LOCKS
+from datasets.base import pixel_digest
 from datasets.folder.pictures import Unusable, read_picture
 from datasets.folder.walk import File
 from utils import InputError
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+ONE_COLOUR = "of one colour"  # a note
 IMAGES, MANIFEST, LOCK = "images.npy", "manifest.json", "lock"
 
 
@@ -113,10 +115,10 @@ def _rebuild(
     if not os.access(cache, os.W_OK):
         raise InputError(f"{cache} is not up to date and cannot be written; name another --cache_dir")
     remove_leftovers(cache, "*")  # of a command that was killed
-    rows = {file.sha256: file.row for file in old if file.row is not None}
+    rows = {file.picture: file.row for file in old if file.row is not None}
     pixels, bytes_each = _open_images(cache) if rows else None, 3 * size**2
     # An image that is known and has no row was a copy in several classes.
-    to_read = [i for i, file in enumerate(current) if file is None or (file.sha256 and file.sha256 not in rows)]
+    to_read = [i for i, file in enumerate(current) if file is None or (file.picture and file.picture not in rows)]
     with tempfile.TemporaryFile(dir=cache) as scratch, naming_file(cache / IMAGES):
         fresh = _read_files(root, {i: found[i] for i in to_read}, size, scratch.fileno())
         files = without_copies([fresh.get(i, file) for i, file in enumerate(current)])
@@ -127,7 +129,7 @@ def _rebuild(
                 if file.row is not None and i in fresh:
                     out.write(os.pread(scratch.fileno(), bytes_each, bytes_each * i))
                 elif file.row is not None:
-                    out.write(pixels[rows[file.sha256]])
+                    out.write(pixels[rows[file.picture]])
             (cache / MANIFEST).unlink(missing_ok=True)
     lines = [[*vars(file).values()] for file in files]
     with atomic_write(cache / MANIFEST) as out:
@@ -146,7 +148,9 @@ def _read_files(root: Path, files: dict[int, File], size: int, scratch: int) -> 
             return i, replace(file, problem=str(error))
         if os.pwrite(scratch, picture.pixels.tobytes(), picture.pixels.size * i) < picture.pixels.size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return i, replace(file, sha256=picture.sha256, note=picture.note)
+        plain = (picture.pixels == picture.pixels[0, 0]).all()
+        note = ONE_COLOUR + f" ({picture.note})" * bool(picture.note) if plain else picture.note
+        return i, replace(file, sha256=picture.sha256, note=note, picture=pixel_digest(picture.pixels).hex())
 
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPool(threads) as pool, warnings.catch_warnings():
@@ -160,15 +164,15 @@ def _read_files(root: Path, files: dict[int, File], size: int, scratch: int) -> 
 
 
 def without_copies(files: Sequence[File]) -> list[File]:
-    """Chooses one of several files with the same content, a labeled one or else the first, and numbers the rows.
+    """Chooses one of several files with the same pixels, a labeled one or else the first, and numbers the rows.
 
     Copies in different classes contradict each other: none of them is used, while one in the pool is.
     """
     groups = defaultdict(list)
     for file in sorted(files, key=lambda file: file.label is None):
-        if file.sha256:
-            groups[file.sha256].append(file)
-    problems = {file.path: file.problem for file in files if not file.sha256}
+        if file.picture:
+            groups[file.picture].append(file)
+    problems = {file.path: file.problem for file in files if not file.picture}
     for group in groups.values():
         labeled = [file for file in group if file.label is not None]
         if len({file.label for file in labeled}) > 1:

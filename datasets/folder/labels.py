@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.console import shown, warn
-from datasets.base import UNKNOWN, Dataset
+from common.console import listed, shown, warn
+from datasets.base import UNKNOWN, Dataset, plain_name
 from datasets.index_files import IndexFile
 from utils import InputError
 
@@ -37,8 +37,7 @@ class Located:
     def warn(self, name: str) -> None:
         """Warns of the lost labels of the file ``name``."""
         for reason, paths in self.lost.items():
-            listing = ", ".join(map(shown, paths[:3])) + (f", and {len(paths) - 3} more" if len(paths) > 3 else "")
-            warn(f"{len(paths)} labeled image(s) of {name} {reason} ({listing})")
+            warn(f"{len(paths)} labeled image(s) of {name} {reason} ({listed(paths)})")
 
 
 def locate(content: IndexFile, name: str, data: Dataset) -> Located:
@@ -70,10 +69,11 @@ def locate(content: IndexFile, name: str, data: Dataset) -> Located:
 
 def class_number(label: str, class_names: Sequence[str], name: str) -> int:
     """A class's number in the folder as it is now; raises InputError, which names the file, if its folder is gone."""
-    if label not in class_names:
+    numbers = {plain_name(known): number for number, known in enumerate(class_names)}
+    if plain_name(label) not in numbers:
         problem = f"{name} has images of class {label!r}, and there is no folder labeled/{shown(label)} any more"
         raise InputError(f"{problem}: put it back (with an image in it), or start again with another --index_dir")
-    return class_names.index(label)
+    return numbers[plain_name(label)]
 
 
 class Finder:

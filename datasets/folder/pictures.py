@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from datasets.base import NEARLY_BLACK
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MIN_SIDE = 8  # pixels; below that there is nothing to crop from
 MAX_BYTES = 256 * 2**20
@@ -37,7 +39,8 @@ def read_picture(path: str | os.PathLike, size: int) -> Picture:
     """Reads and decodes a jpeg, png, webp or bmp file (by its content, not its name).
 
     The shorter side is resized to ``size`` and the centre cropped. Of an animation the first frame is used;
-    transparent parts show white; 16 bits per channel are scaled to 8; the orientation that a camera noted is applied.
+    transparent parts show white, unless all is transparent; 16 bits per channel are scaled to 8; the orientation that a
+    camera noted is applied.
 
     Raises:
         Unusable: The file cannot be read, changes meanwhile, or holds no image, or one that is damaged, too small or
@@ -53,7 +56,7 @@ def read_picture(path: str | os.PathLike, size: int) -> Picture:
                 raise Image.DecompressionBombError
             animated = image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False)
             with _LARGE if width * height > LARGE_PIXELS else contextlib.nullcontext():
-                rgb, transparent = _to_rgb(image, size)
+                rgb, notes = _to_rgb(image, size)
             side = min(rgb.size)
             left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
             box = (left, top, left + side, top + side)
@@ -66,7 +69,7 @@ def read_picture(path: str | os.PathLike, size: int) -> Picture:
         raise Unusable(f"too large: more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except Exception as error:  # damaged files raise nearly anything
         raise Unusable(f"damaged: {' '.join(str(error).split())[:200] or type(error).__name__}") from None
-    notes = ["animated, its first frame is used"] * animated + ["transparent, shown on white"] * transparent
+    notes = ["animated, its first frame is used"] * animated + notes
     return Picture(pixels, hashlib.sha256(content).hexdigest(), "; ".join(notes))
 
 
@@ -108,8 +111,8 @@ def _read(path: str | os.PathLike) -> bytes:
     return content
 
 
-def _to_rgb(image: Image.Image, size: int) -> tuple[Image.Image, bool]:
-    """Decodes an image, upright, 8 bits per channel, and tells whether some of it is transparent and shows white.
+def _to_rgb(image: Image.Image, size: int) -> tuple[Image.Image, list[str]]:
+    """Decodes an image, upright, 8 bits per channel; also what was done to it, or is odd, that one would not expect.
 
     A JPEG may come at half, a quarter or an eighth of its size, with twice ``size`` pixels a side or more.
     """
@@ -121,11 +124,23 @@ def _to_rgb(image: Image.Image, size: int) -> tuple[Image.Image, bool]:
     if image.mode.startswith("I"):  # 16-bit grayscale; Pillow reads 16-bit colour at 8 bits already
         values = np.asarray(image).astype(np.int32).clip(0, 65535)
         gray = ((values + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
-        clear = values == image.info.get("transparency", -1)
-        gray[clear] = 255
-        return Image.fromarray(gray).convert("RGB"), bool(clear.any())
+        clear, notes = values == image.info.get("transparency", -1), _if_dark(int(values.max()), 65535)
+        if clear.any() and not clear.all():
+            gray[clear], notes = 255, ["transparent, shown on white"]
+        return Image.fromarray(gray).convert("RGB"), notes
+    notes = []
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
-            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"), True
-    return image.convert("RGB"), False
+        least, most = image.getextrema()[3]
+        if not most:  # programs that know no alpha leave it at 0
+            notes = ["transparent everywhere, which is ignored"]
+        elif least < 255:
+            white = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(white, image).convert("RGB"), ["transparent, shown on white"]
+    image = image.convert("RGB")
+    return image, notes + _if_dark(max(most for _, most in image.getextrema()), 255)
+
+
+def _if_dark(largest: int, white: int) -> list[str]:
+    """A note for an image whose values do not use their range, such as 12 bits in a file of 16."""
+    return [f"nearly black: largest value {largest} of {white}"] if largest * 255 < NEARLY_BLACK * white else []

@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
-from common.console import shown
+from common.console import log, shown
+from datasets.base import plain_name, twins
 from utils import InputError
 
 # The two forms of a folder, by their subfolders; the files in unlabeled/ have no class folders.
 ANNOTATION = ("labeled", "unlabeled", "test")
 BENCHMARK = ("train", "test")
 CACHE_FOLDER = ".ccal_cache"
+# What network disks, archives and systems put beside people's files, in lower case; all else of theirs is hidden.
+SYSTEM = {"@eadir", "__macosx", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class File:
     problem: str = ""  # why it is left out, a kind and perhaps details ("link: leads nowhere"); empty if it is used
     note: str = ""  # what was done to the image that one would not expect
     row: int | None = None  # in images.npy; None if it is left out
+    picture: str = ""  # SHA-256 of the pixels, which files of other bytes may share
 
 
 def find_form(root: Path) -> tuple[str, ...]:
@@ -49,7 +53,7 @@ def find_form(root: Path) -> tuple[str, ...]:
     for part in form:
         if part in names and not (root / part).is_dir():
             raise InputError(f"{root / part} is not a folder, and must be one with images in it")
-        if part not in names and (part != "test" or form is BENCHMARK):
+        if part not in names and (part == "unlabeled" or form is BENCHMARK):
             listing = ", ".join(map(shown, names[:8])) + (", ..." if len(names) > 8 else "")
             raise InputError(
                 f"{root} lacks {part}/ (it holds {listing or 'nothing'}): --dataset folder needs labeled/<class>/ and "
@@ -59,13 +63,31 @@ def find_form(root: Path) -> tuple[str, ...]:
 
 
 def find_classes(root: Path, form: tuple[str, ...]) -> tuple[str, ...]:
-    """The sorted names of the class folders; raises InputError if there are none."""
-    parts = ("labeled",) if form is ANNOTATION else form
-    folders = [root / part / name for part in parts for name in os.listdir(root / part) if name[0] != "."]
-    names = {folder.name for folder in folders if os.path.isdir(folder)}
-    if not names:
-        raise InputError(f"{root / parts[0]} holds no class folder: put each class's images into a folder of its own")
-    return tuple(sorted(names))
+    """The sorted names of the class folders; there are none where nobody has labeled anything (unlabeled/ alone).
+
+    A folder of test/ whose name is another one's to people (Cat and cat, or other forms of accents) is of that class.
+
+    Raises:
+        InputError: labeled/ or train/ has no class folder, or two folders beside each other are one name to people.
+    """
+    classes: dict[str, str] = {}
+    for part in (part for part in form if part != "unlabeled" and (root / part).is_dir()):
+        names = sorted(name for name in os.listdir(root / part) if not _of_the_system(name))
+        names = [name for name in names if os.path.isdir(root / part / name)]
+        if not names and part != "test":
+            raise InputError(f"{root / part} holds no class folder: put each class's images into a folder of its own")
+        if pair := twins(names):
+            listing = " and ".join(map(ascii, pair))
+            raise InputError(f"{root / part} holds {listing}, which people read as one name: rename or merge them")
+        for name in names if part != "test" or form is BENCHMARK else ():
+            classes.setdefault(plain_name(name), name)
+        for name in (name for name in names if classes.get(plain_name(name), name) != name):
+            log(f"{part}/{shown(name)} is the class {shown(classes[plain_name(name)])}, in another form of the name")
+    return tuple(sorted(classes.values()))
+
+
+def _of_the_system(name: str) -> bool:
+    return name[0] == "." or name.lower() in SYSTEM
 
 
 def walk(root: Path, parts: Sequence[str], class_names: Sequence[str] | None) -> list[File]:
@@ -74,17 +96,17 @@ def walk(root: Path, parts: Sequence[str], class_names: Sequence[str] | None) ->
     A link counts as what it leads to if that lies in the folder, too. A subfolder itself may be a link to anywhere.
     Without class names no file has a label.
     """
-    files, classes = [], set(class_names or ())
+    files, classes = [], {plain_name(name): name for name in class_names or ()}
     for part in parts:
         for file in sorted(_below(os.fspath(root), part), key=attrgetter("path")):
             folder, *deeper = file.path[len(part) + 1 :].split("/")
             if class_names is not None and part != "unlabeled" and not file.problem:
                 if not deeper:
                     file = replace(file, problem=f"in no class folder: directly in {part}/")
-                elif folder not in classes:
+                elif plain_name(folder) not in classes:
                     file = replace(file, problem=f"of no labeled class: there is no labeled/{folder}/")
                 else:
-                    file = replace(file, label=folder)
+                    file = replace(file, label=classes[plain_name(folder)])
             files.append(file)
     return files
 
@@ -111,9 +133,10 @@ def _below(root: str, part: str) -> Iterator[File]:
                 problem = "link: leads back to a folder that holds it"
             else:
                 names = [name for name in os.listdir(full) if name != CACHE_FOLDER]
-                yield from (File(f"{path}/{name}", problem="hidden") for name in names if name[0] == ".")
+                for name in filter(_of_the_system, names):
+                    yield File(f"{path}/{name}", problem="hidden" if name[0] == "." else "of the system")
                 above |= {real}
-                waiting += [(f"{path}/{name}", above) for name in names if name[0] != "."]
+                waiting += [(f"{path}/{name}", above) for name in names if not _of_the_system(name)]
         except FileNotFoundError:  # unless it is a link, it has gone since its folder was read, or is an absent part
             problem = "link: leads nowhere" if link else ""
         except OSError as error:

@@ -131,7 +131,7 @@ def test_copies_of_the_target_data_are_counted_in_a_warning(target, tmp_path, ca
     load(target, [str(write_npz(tmp_path / "heap.npz", count=20, first=30))])
     assert "warning: 6 of the images drawn from heap are, pixel by pixel, in npz, too" in capsys.readouterr().out
     load(target, [str(write_npz(tmp_path / "other.npz", count=20, first=50))])
-    assert "warning" not in capsys.readouterr().out
+    assert "of the images drawn from" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 8), (6, 4), (12, 24), (32, 32)])

@@ -74,6 +74,18 @@ def test_arrays_that_are_refused(load, changes, message):
     assert "a.npz" in str(caught.value)
 
 
+def test_an_array_in_another_range_and_images_of_one_colour_are_warned_of(load, capsys):
+    load()
+    assert capsys.readouterr().out == ""
+    flat = IMAGES.copy()
+    flat[[1, 4]] = (5, 6, 7)
+    flat[2, 0] = (5, 6, 7)  # its first row alone
+    load(train_images=flat, test_images=IMAGES[:3] // 128)
+    one, other = capsys.readouterr().out.splitlines()
+    assert "train_images in" in one and one.endswith("2 image(s) are of one colour everywhere (number 1, 4)")
+    assert "test_images in" in other and "nearly black: the largest value is 1 of 255" in other
+
+
 def test_without_a_file(tmp_path):
     for path in (tmp_path / "absent.npz", tmp_path):
         with pytest.raises(InputError, match=f"needs --data_path FILE.npz, and {path} is not a file"):

@@ -123,9 +123,11 @@ def test_the_report_says_what_is_left_out_or_used_otherwise(root, capsys):
     (root / "unlabeled/zero.png").touch()
     (root / "unlabeled/cut.png").write_bytes((root / "unlabeled/u0.png").read_bytes()[:500])
     put(root, {"labeled/loose.png": 91})
-    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(root / "unlabeled/clear.png")
+    clear = np.dstack([pixels(7), np.where(np.arange(32) < 16, 0, 255) * np.ones((32, 1), int)]).astype(np.uint8)
+    Image.fromarray(clear).save(root / "unlabeled/clear.png")
     data = load(root)
-    assert len(data.paths) == 12 and (data.train_images[data.paths.index("unlabeled/clear.png")] == 255).all()
+    found = data.train_images[data.paths.index("unlabeled/clear.png")]
+    assert len(data.paths) == 12 and (found[:, :16] == 255).all() and (found[:, 16:] == pixels(7)[:, 16:]).all()
     reasons = report(root)
     assert reasons.pop("unlabeled/cut.png").startswith("left out, damaged: ")
     assert reasons == {
@@ -159,8 +161,78 @@ def test_names_of_every_kind(root, name, capsys):
 def test_a_part_or_class_without_images_is_refused(root, part):
     for path in (root / part).rglob("*.png"):
         path.write_text("x")
-    with pytest.raises(InputError, match=f"{part} holds no usable .* listed in .*report.csv"):
+    with pytest.raises(InputError, match=rf"{part} holds no usable .*left out: \d no image .* listed in .*report.csv"):
         load(root)
+
+
+def test_links_out_of_the_folder_are_counted_in_the_refusal(root, tmp_path):
+    """A data set of links into a store elsewhere."""
+    for path in sorted(root.rglob("*.png")):
+        link = tmp_path / "links" / path.relative_to(root)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    with pytest.raises(InputError, match=r"left out: 5 link \(leads out of the folder\); .*copy these"):
+        load(tmp_path / "links")
+    with pytest.raises(InputError, match=r"--others .*left out: 6 link \(leads out of the folder\)"):
+        index_others(tmp_path / "links/unlabeled", size=32, cache_dir=tmp_path)
+    for part in ("labeled", "unlabeled", "test"):
+        shutil.rmtree(tmp_path / "links" / part)
+        (tmp_path / "links" / part).symlink_to(root / part)
+    assert load(tmp_path / "links").paths == load(root).paths
+
+
+def again(root, path, copy):
+    """The same picture in a file of other bytes."""
+    (root / copy).parent.mkdir(parents=True, exist_ok=True)
+    Image.open(root / path).save(root / copy, compress_level=0)
+    assert (root / path).read_bytes() != (root / copy).read_bytes()
+
+
+def test_the_same_picture_in_other_bytes_is_used_once(root, capsys):
+    whole = load(root)
+    again(root, "labeled/cat/c0.png", "unlabeled/a copy.png")
+    again(root, "labeled/dog/d0.png", "test/dog/leak.png")
+    capsys.readouterr()
+    data = load(root)
+    assert (data.paths, len(data.test_images), data.digest) == (whole.paths, 2, whole.digest)
+    assert "left out: 2 duplicate;" in capsys.readouterr().out
+    again(root, "labeled/cat/c1.png", "labeled/dog/c1.png")
+    data = load(root)  # which of the two it is nobody knows
+    assert data.paths == tuple(path for path in whole.paths if path != "labeled/cat/c1.png")
+    said = "1 picture(s) stand under two classes and are left out: labeled/cat/c1.png and labeled/dog/c1.png"
+    assert said in capsys.readouterr().out
+    (root / "labeled/dog/c1.png").unlink()
+    assert load(root).paths == whole.paths
+
+
+def test_pictures_of_one_colour_and_of_another_range_are_warned_of(root, capsys):
+    for number in range(4):
+        Image.new("RGB", (32, 32), (9 + number, 200, 9)).save(root / f"unlabeled/flat{number}.png")
+    twelve_bits = np.random.default_rng(0).integers(0, 3900, (2, 32, 32)).astype(np.uint16)
+    twelve_bits[:, 0, 0] = 3900, 4095
+    for number in range(2):
+        Image.fromarray(twelve_bits[number]).save(root / f"unlabeled/bits{number}.png")
+    Image.fromarray(pixels(3) // 128).save(root / "labeled/cat/mask.png")  # 0 and 1
+    load(root)
+    printed = capsys.readouterr().out
+    flat = "4 picture(s) are of one colour everywhere: unlabeled/flat0.png, unlabeled/flat1.png"
+    assert flat in printed and "unlabeled/flat2.png and 1 more; see" in printed
+    assert "3 picture(s) are nearly black (largest value 4095 of 65535; another range?): labeled/cat/mask" in printed
+    reasons = report(root)
+    assert reasons["unlabeled/flat3.png"] == "used, of one colour"
+    assert reasons["unlabeled/bits0.png"] == "used, nearly black: largest value 3900 of 65535"
+    assert reasons["labeled/cat/mask.png"] == "used, nearly black: largest value 1 of 255"
+    load(root)
+    assert flat in capsys.readouterr().out  # from the manifest
+
+
+def test_encoders_may_be_trained_before_anything_is_labeled(root):
+    shutil.rmtree(root / "labeled")
+    shutil.rmtree(root / "test")
+    data = load(root)
+    assert (len(data.paths), data.num_classes, data.class_names, data.has_oracle) == (6, 0, (), False)
+    with pytest.raises(InputError, match="has no labeled/: put a few images of each class"):
+        load_split("folder", root)
 
 
 def test_one_class_and_a_class_with_one_image_get_a_warning(root, capsys):

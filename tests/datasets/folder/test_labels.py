@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from datasets.base import UNKNOWN
-from datasets.folder.labels import CHANGED, GONE, SET_ASIDE, TAKEN_BACK, locate
+from datasets.folder.labels import CHANGED, GONE, SET_ASIDE, TAKEN_BACK, class_number, locate
 from datasets.index_files import IndexFile
 from utils import InputError
 
@@ -82,6 +82,10 @@ def test_new_images_and_classes_shift_the_numbers_and_nothing_else():
     assert [data.paths[image] for image in found.labeled] == [A, B, C]
 
 
+def test_a_class_folder_in_another_form_of_its_name_is_the_class():
+    assert class_number("caf\u00e9", ("bar", "cafe\u0301"), "x") == class_number("Dog", ("cat", "dog"), "x") == 1
+
+
 def test_what_cannot_be_located():
     with pytest.raises(InputError, match=r"cycle_1.json has images of class 'dog'.*no folder labeled/dog any more"):
         locate(CONTENT, "cycle_1.json", folder(without(B), ("cat",)))
@@ -93,4 +97,4 @@ def test_the_warning_names_three_paths_at_most(capsys):
     found = locate(CONTENT, "cycle_1.json", folder(without(A, B, C)))
     replace(found, lost={GONE: [A, B, C, D, E]}).warn("cycle_1.json")
     printed = capsys.readouterr().out
-    assert printed == f"warning: 5 labeled image(s) of cycle_1.json {GONE} ({A}, {B}, {C}, and 2 more)\n"
+    assert printed == f"warning: 5 labeled image(s) of cycle_1.json {GONE} ({A}, {B}, {C} and 2 more)\n"

@@ -18,6 +18,7 @@ from datasets.folder.pictures import Unusable, read_picture, read_thumbnail
 
 WHITE = "transparent, shown on white"
 FIRST = "animated, its first frame is used"
+IGNORED = "transparent everywhere, which is ignored"
 
 
 def drawn(width, height):
@@ -58,6 +59,14 @@ def png(width, height, colour_type, *channels):
     head = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
     body = zlib.compress(min(height, 16) * (b"\0" + min(width, 16) * struct.pack(f">{len(channels)}H", *channels)))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def bmp(red, green, blue, alpha):
+    """A BMP of one colour with an alpha channel, which Pillow does not write."""
+    head = struct.pack("<IiiHHIIiiII", 108, 16, 16, 1, 32, 3, 0, 0, 0, 0, 0)
+    head += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+    body = bytes([blue, green, red, alpha]) * 256
+    return b"BM" + struct.pack("<IHHI", 122 + len(body), 0, 0, 122) + head + body
 
 
 @pytest.fixture
@@ -105,15 +114,20 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_without_harm(read):
         (plain("1", 1), (255, 255, 255), ""),
         (plain("CMYK", (0, 255, 255, 0), "JPEG", quality=100), (254, 0, 0), ""),
         (gray_16_bits(20000), (78, 78, 78), ""),  # 20000 / 257
-        (gray_16_bits(1000, transparency=1000), (255, 255, 255), WHITE),
+        (gray_16_bits(1000, transparency=1000), (4, 4, 4), "nearly black: largest value 1000 of 65535"),
         (gray_16_bits(20000, transparency=1000), (78, 78, 78), ""),
         (png(16, 16, 2, 20000, 40000, 60000), (78, 156, 234), ""),
-        (png(16, 16, 6, 20000, 40000, 60000, 0), (255, 255, 255), WHITE),
+        (png(16, 16, 6, 20000, 40000, 60000, 0), (78, 156, 234), IGNORED),
         (plain("RGBA", (200, 0, 100, 128)), (227, 127, 177), WHITE),  # (200 * 128 + 255 * 127) / 255
         (plain("RGBA", (200, 0, 100, 255)), (200, 0, 100), ""),
-        (plain("LA", (10, 0)), (255, 255, 255), WHITE),
+        (plain("RGBA", (90, 0, 100, 1)), (254, 254, 254), WHITE),  # a little of it is there
+        (plain("LA", (90, 0)), (90, 90, 90), IGNORED),
+        (plain("RGBA", (90, 0, 100, 0), "WEBP", lossless=True, exact=True), (90, 0, 100), IGNORED),
+        (bmp(90, 40, 100, 0), (90, 40, 100), IGNORED),
+        (plain("L", 32), (32, 32, 32), ""),
+        (plain("RGB", (1, 0, 31)), (1, 0, 31), "nearly black: largest value 31 of 255"),
         (palette(), (63, 66, 69), ""),
-        (palette(transparency=7), (255, 255, 255), WHITE),
+        (palette(transparency=7), (63, 66, 69), IGNORED),
         (palette(transparency=8), (63, 66, 69), ""),
         (animation("PNG"), (250, 0, 0), FIRST),
         (animation("WEBP"), (250, 0, 0), FIRST),

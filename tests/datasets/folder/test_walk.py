@@ -74,6 +74,38 @@ def test_what_is_left_out(root, tmp_path):
     assert {"unlabeled/within.png", "unlabeled/aside/x.png"} < set(files)
 
 
+def test_class_folders_whose_names_people_read_as_one(root, capsys):
+    """Composed and decomposed accents, and letter case; labeled/ says how the class is written."""
+    put(root, "labeled/caf\u00e9/k.png", "test/cafe\u0301/l.png", "test/DOG/t.png")
+    assert find_classes(root, ANNOTATION) == ("caf\u00e9", "cat", "dog")
+    assert "test/DOG is the class dog" in capsys.readouterr().out
+    labels = {file.path: file.label for file in walk(root, ANNOTATION, ("caf\u00e9", "cat", "dog"))}
+    assert (labels["test/cafe\u0301/l.png"], labels["test/DOG/t.png"]) == ("caf\u00e9", "dog")
+    os.rename(root / "labeled", root / "train")
+    assert find_classes(root, BENCHMARK) == ("caf\u00e9", "cat", "dog")
+    put(root, "test/Dog/t.png")
+    with pytest.raises(InputError, match="test holds 'DOG' and 'Dog', which people read as one name"):
+        find_classes(root, BENCHMARK)
+    put(root, "train/cafe\u0301/k.png")
+    with pytest.raises(InputError, match=r"train holds 'cafe\\u0301' and 'caf\\xe9', which people read as one name"):
+        find_classes(root, BENCHMARK)
+
+
+def test_folders_of_the_system_are_no_classes_and_are_counted(root):
+    put(root, "labeled/@eaDir/c.png/THUMB.jpg", "labeled/__MACOSX/x.png", "labeled/.thumbnails/x.png")
+    put(root, "labeled/cat/@eaDir/c.png/THUMB.jpg", "unlabeled/System Volume Information/x", "unlabeled/eaDir/x.png")
+    assert find_classes(root, ANNOTATION) == ("cat", "dog")
+    files = {file.path: file.problem for file in walk(root, ANNOTATION, ["cat", "dog"])}
+    assert {path: problem for path, problem in files.items() if problem} == {
+        "labeled/@eaDir": "of the system",
+        "labeled/__MACOSX": "of the system",
+        "labeled/.thumbnails": "hidden",
+        "labeled/cat/@eaDir": "of the system",
+        "unlabeled/System Volume Information": "of the system",
+    }
+    assert "unlabeled/eaDir/x.png" in files
+
+
 def replace_by_file(path):
     shutil.rmtree(path)
     path.touch()
