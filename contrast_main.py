@@ -35,12 +35,13 @@ from common import checkpoint, distributed
 from common.acceleration import keep_freed_memory, wants_compilation
 from common.console import finish, log
 from common.paper import DEFAULT_MISMATCH, Recipe, recipe_for
-from common.provenance import RunLog, image_digest
+from common.provenance import RunLog, file_digest, image_digest
 from common.session import Session, folder_lock, run_command, session
 from common.settings import as_record, identity
 from datasets import Dataset, Split, load_data_and_split
 from datasets.mixed import data_name
 from models import build_encoder
+from models.pretrained import start_from
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from training.engine import Batches, make_forward, probe_accuracy, train_one_epoch
 from training.objectives import DistinctiveObjective, SemanticObjective, check_mode
@@ -61,17 +62,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         resume = training.resume == "auto" or bool(training.resume_path)
         continued = distributed.from_first(lambda: find_run(folder, resume=resume))
         keep_freed_memory()
-        data, split = load_data_and_split(settings.data)
+        data, split = load_data_and_split(settings.data, without_labels=True)
         distributed.require_same(split.digest, "the data set is not the same at every process")
+        if not split.target_classes:
+            log("no labeled/: the linear probe is skipped; a query needs some images of each class in labeled/<class>/")
         check_shift(settings.encoder.shift_trans_type, data.image_size)
         used = resolve(settings, split, current)
         images_digest = distributed.from_first(lambda: image_digest(data.train_images, np.sort(split.contrast())))
-        digests = {"split_digest": split.digest, "images_digest": images_digest}
+        init_digest = training.init and distributed.from_first(lambda: file_digest(Path(training.init)))
+        digests = {"split_digest": split.digest, "images_digest": images_digest, "init_digest": init_digest}
         batches = Batches.plan(len(split.contrast()), training, processes=current.processes)
 
         chosen = used.encoder
-        heads = {"num_classes": data.num_classes, "shifts": SHIFT_COUNTS[chosen.shift_trans_type]}
+        heads = {"num_classes": max(1, data.num_classes), "shifts": SHIFT_COUNTS[chosen.shift_trans_type]}
         encoder = build_encoder(chosen.model, **heads, simclr_dim=chosen.simclr_dim, seed=current.seed)
+        if training.init and not continued:
+            start_from(Path(training.init), encoder)
         encoder.to(current.device, memory_format=torch.channels_last)  # where convolutions are up to 1.6 times as fast
         model = distributed.wrap(encoder, current.device, parallel=training.parallel)
         optimizers, learning_rate = build_optimizers(encoder, training)
@@ -83,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoint.write_args(folder, as_record(*vars(used).values()), **digests, processes=current.processes)
         announce(used, run, current)
         train(run, model, data, split, used, current)
-        recipe = recipe_for(settings.data.dataset, pool=len(split.unlabeled), classes=len(split.target_classes))
+        recipe = recipe_for(settings.data.dataset, pool=len(split.unlabeled), classes=len(split.target_classes) or 1)
         written = [folder / checkpoint.MODEL_FILE, folder / checkpoint.RESUME_FILE]
         finish(written, then=next_command(settings, folder, recipe, annotate=split.mismatch is None))
 

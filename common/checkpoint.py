@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.console import listed, warn
+from common.console import listed, log, warn
 from common.files import SMALL_JSON, atomic_write, check_archive, check_fields, is_text, read_json, write_json
 from common.provenance import git_commit, versions
 from common.settings import require_same
@@ -30,6 +31,8 @@ ARGS_FILE = "args.json"
 ARGS_VERSION = 1
 # Heads that the original's and CSI's files carry and that nothing uses.
 IGNORED_PREFIXES = ("joint_distribution_layer.", "shift_dis.")
+# What DistributedDataParallel, torch.compile, Lightning and the like put before every name.
+WRAPPERS = ("module.", "model.", "encoder.", "backbone.", "_orig_mod.")
 KEYS_SHOWN = 6
 DIGESTS = ("split_digest", "images_digest")  # of what an encoder was trained on
 
@@ -59,13 +62,22 @@ def save(path: Path, content: Any, *, previous: Path | None = None) -> None:
 
 
 def load(path: Path) -> Any:
-    """Reads what torch.save wrote, into the host's memory; nothing in the file is executed (weights_only).
+    """Reads what torch.save or safetensors wrote, into the host's memory; nothing in it is executed (weights_only).
 
     Raises:
         InputError: The file is missing, damaged (checksums tell, but in the format before torch 1.6), or another kind.
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist; train it or name another")
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        except ImportError:
+            raise InputError(f"{path} needs the package safetensors: install it with pip install safetensors") from None
+        except Exception as error:
+            raise InputError(f"{path} is damaged or not a safetensors file ({error}); copy it again") from None
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickles that torch has not written
         try:
@@ -83,6 +95,8 @@ def load(path: Path) -> Any:
             raise
         except Exception as error:  # bytes that merely look like a pickle raise nearly anything
             reason = str(error) if isinstance(error, zipfile.BadZipFile) else type(error).__name__
+            if objects := re.search(r"GLOBAL (\S+)", str(error)):
+                reason = f"it holds {objects[1]}, and nothing but tensors and plain values is loaded"
             raise InputError(f"{path} is damaged or not a checkpoint ({reason}); train or copy it again") from None
 
 
@@ -106,19 +120,45 @@ def load_last(folder: Path) -> tuple[Path, Any]:
 
 
 def load_weights(path: Path, encoder: nn.Module, *, strict: bool = True) -> None:
-    """Loads a bare state_dict into an encoder; the original's two unused heads are ignored.
+    """Loads a file's weights into an encoder, see read_state and fill."""
+    fill(encoder, read_state(path), path, strict=strict)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A file's state_dict, bare or in a dictionary; what stands before every name is taken off, and said.
 
     Args:
-        path: last.model of this code, of the original or of CSI.
+        path: last.model of this code, of the original or of CSI, or a file of torchvision, Lightning or the like.
+
+    Raises:
+        InputError: The file cannot be read, or holds no state_dict.
+    """
+    state = load(path)
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not is_state(state):
+        holds = f" (it holds {listed([*state], KEYS_SHOWN)})" if isinstance(state, dict) else ""
+        raise InputError(f"checkpoint {path} is not a state_dict{holds}; give the file {MODEL_FILE}, not {RESUME_FILE}")
+    taken, whole = "", state
+    while prefix := next((word for word in WRAPPERS if state and all(key.startswith(word) for key in state)), ""):
+        taken, state = taken + prefix, {key.removeprefix(prefix): value for key, value in state.items()}
+    if taken:
+        log(f"{path}: {taken} was taken off the names of all {len(whole)} entries")
+    return state
+
+
+def fill(encoder: nn.Module, state: Mapping[str, Tensor], path: Path, *, strict: bool) -> None:
+    """Loads a state_dict into an encoder; the original's two unused heads and BatchNorm's counters are ignored.
+
+    Args:
         encoder: The encoder to fill, on its device.
+        state: The weights.
+        path: Their file, for messages.
         strict: Whether keys that do not match are an error; otherwise they are listed and left as they are.
 
     Raises:
-        InputError: The file cannot be read, or (if strict) its keys or shapes do not fit; the message names them.
+        InputError: A weight is not finite, no convolution fits or, if strict, a key or shape does not; they are named.
     """
-    state = load(path)
-    if not is_state(state):
-        raise InputError(f"checkpoint {path} is not a state_dict; give the file {MODEL_FILE}, not {RESUME_FILE}")
     state = {key: value for key, value in state.items() if not key.startswith(IGNORED_PREFIXES)}
     own = encoder.state_dict()
     found = {
@@ -126,15 +166,24 @@ def load_weights(path: Path, encoder: nn.Module, *, strict: bool = True) -> None
         "does not know": [key for key in state if key not in own],
         "differs in the shape of": [key for key in own if key in state and own[key].shape != state[key].shape],
     }
+    probe, shapes = "linear.weight", found["differs in the shape of"]
+    if probe in shapes:  # classes came to a folder since; nothing but training looks at it
+        counts = f"its probe is of {len(state[probe])} class(es) and here are {len(own[probe])}"
+        warn(f"{path}: {counts}, so that is left as initialised: make sure that it was trained on these data")
+        found["differs in the shape of"] = [key for key in shapes if not key.startswith("linear.")]
+    found = {what: [key for key in keys if not key.endswith("num_batches_tracked")] for what, keys in found.items()}
     problems = [f"{what} {listed(keys, KEYS_SHOWN)}" for what, keys in found.items() if keys]
     if problems and strict:
         raise InputError(
             f"checkpoint {path} does not fit this encoder: it {'; it '.join(problems)}. Give the flags of its training "
             "(--model, --simclr_dim, --shift_trans_type, --dataset)"
         )
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    layers = [key for key, value in own.items() if value.ndim == 4] or [*own]
+    if not any(key in fitting for key in layers):
+        raise InputError(f"checkpoint {path} has no convolution that fits this encoder: it {'; it '.join(problems)}")
     if problems:
         warn(f"{path}: {'; '.join(problems)}; left as initialised (--no_strict)")
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     if bad := not_finite(fitting):
         raise InputError(f"checkpoint {path} holds weights that are not finite ({bad}): train it again")
     encoder.load_state_dict(fitting, strict=False)
@@ -150,12 +199,9 @@ def not_finite(state: Mapping[str, Tensor]) -> str:
     return listed([key for key, value in state.items() if not value.isfinite().all()], KEYS_SHOWN)
 
 
-def write_args(
-    folder: Path, arguments: Mapping[str, Any], *, split_digest: str, images_digest: str | None = None, processes: int
-) -> None:
-    """Writes args.json: settings, digests of split and training images, processes, versions and git commit."""
-    content = {"format_version": ARGS_VERSION, "arguments": arguments, "processes": processes}
-    content |= {"split_digest": split_digest, "images_digest": images_digest}
+def write_args(folder: Path, arguments: Mapping[str, Any], *, processes: int, **digests: str | None) -> None:
+    """Writes args.json: settings, digests by name (of split, training images and start), versions and git commit."""
+    content = {"format_version": ARGS_VERSION, "arguments": arguments, "processes": processes, **digests}
     write_json(Path(folder) / ARGS_FILE, {**content, "versions": versions(), "git_commit": git_commit()})
 
 

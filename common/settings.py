@@ -104,6 +104,9 @@ class TrainingSettings:
     lr_init: float = setting(0.1, "learning rate; the warm-up raises it tenfold", kind=positive, metavar="RATE")
     warmup: int = setting(10, "epochs of warm-up; 0 starts at the peak", kind=natural, metavar="EPOCHS")
     weight_decay: float = setting(1e-6, "weight decay of every parameter", kind=number(float, 0))
+    init: str | None = option(
+        None, "start from weights: torchvision's ResNet-18, or an encoder's last.model", metavar="FILE"
+    )
     compile: str = option("auto", "torch.compile; auto: for one process on a GPU", choices=("auto", "on", "off"))
     logdir: str | None = option(None, "folder of the run (default: logs/ and a name of the settings)", metavar="DIR")
     suffix: str = option("", "appended to the folder's name")
@@ -225,6 +228,7 @@ DIGESTS = {
         "that run's --dataset, --mismatch, --target_classes, --initial_budget and --split_seed",
     ),
     "images_digest": ("other images", "that run's --data_path and --others_path"),
+    "init_digest": ("other weights to start from", "that run's --init"),
 }
 
 

@@ -1,5 +1,6 @@
 """contrast_main.py end to end on a tiny data set: exact resume, refusals, launchers and what a run writes."""
 
+import hashlib
 import json
 import os
 import random
@@ -162,10 +163,29 @@ def test_no_strict_resumes_what_fits(finished, flags):
     del content["model"]["bn1.bias"]
     content["epoch"] = 3
     checkpoint.save(finished / "last.ckpt", content)
-    with pytest.raises(InputError, match=r"does not fit this encoder .*Missing key.*bn1\.bias"):
+    with pytest.raises(InputError, match=r"does not fit this encoder: it lacks bn1\.bias"):
         contrast_main.main(flags("semantic", resume_path=finished))
     contrast_main.main(flags("semantic", "--no_strict", resume_path=finished))
     assert checkpoint.load(finished / "last.ckpt")["epoch"] == 4
+
+
+def test_a_run_starts_from_an_encoder_which_is_part_of_its_identity(tmp_path, flags, whole, finished, capsys):
+    start, other = whole("semantic") / "last.model", tmp_path / "other.model"
+    few = {"epochs": 1, "lr_init": 1e-9, "warmup": 0}
+    run = tmp_path / "distinctive"
+    contrast_main.main(flags("distinctive", logdir=run, init=start, **few))
+    assert "starting anew: shift_cls_layer" in capsys.readouterr().out
+    before, after = checkpoint.load(start), checkpoint.load(run / "last.model")
+    torch.testing.assert_close(after["layer3.0.conv2.weight"], before["layer3.0.conv2.weight"], rtol=0, atol=1e-6)
+    record = json.loads((run / "args.json").read_text())
+    assert record["init_digest"] == hashlib.sha256(start.read_bytes()).hexdigest()
+    checkpoint.save(other, {**before, "conv1.weight": before["conv1.weight"] + 1})
+    for init in ({"init": other}, {}):
+        with pytest.raises(InputError, match="other weights to start from.*give that run's --init"):
+            contrast_main.main(flags("distinctive", resume_path=run, **few, **init))
+    contrast_main.main(flags("distinctive", resume_path=run, **few, init=start))
+    with pytest.raises(InputError, match="other weights to start from"):
+        contrast_main.main(flags("semantic", resume_path=finished, init=start))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The commands on a person's own folder: what runs without ground truth, what is refused, and benchmarks by name."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -58,6 +59,24 @@ def test_an_encoder_trains_without_ground_truth(root, tmp_path, capsys):
     record = json.loads((tmp_path / "run/args.json").read_text())
     assert record["arguments"]["mismatch"] is None
     assert torch.load(tmp_path / "run/last.model", weights_only=True)["linear.weight"].shape[0] == 2
+
+
+def test_encoders_are_trained_before_anything_is_labeled_and_used_afterwards(root, tmp_path, capsys):
+    os.rename(root / "labeled", tmp_path / "labeled")
+    for mode, shift in (("semantic", "none"), ("distinctive", "rotation")):
+        where = ["--mode", mode, "--shift_trans_type", shift, "--logdir", tmp_path / mode]
+        assert train(root, "--epochs", 1, *where) == 0
+        printed = capsys.readouterr().out
+        assert "no labeled/: the linear probe is skipped" in printed and f"resnet8 on folder: {26} images" in printed
+    assert "next: python active_main.py" in printed and "--annotate" in printed
+    query = ["--dataset", "folder", "--data_path", str(root), *NETWORK, "--shift_trans_type", "rotation", "--annotate"]
+    query += ["--load_path", str(tmp_path), "--target", "2", "--index_dir", str(tmp_path / "index")]
+    assert run_command(active_main.main, query) == 2
+    assert "has no labeled/: put a few images of each class" in error(capsys)
+    os.rename(tmp_path / "labeled", root / "labeled")
+    assert run_command(active_main.main, query) == 0
+    assert "its probe is of 1 class(es) and here are 2" in capsys.readouterr().out
+    assert len((tmp_path / "index/cycle_1/to_label.csv").read_text().splitlines()) == 5
 
 
 def test_no_oracle_is_made_up(root, tmp_path, capsys):

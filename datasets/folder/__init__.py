@@ -171,9 +171,9 @@ def check_counts(root: Path, form: Sequence[str], names: Sequence[str], files: S
         empty += [f"labeled/{label}" for label in names if not per_class["labeled", label]]
     if empty:
         raise InputError(f"{root / shown(empty[0])} {_nothing_usable(files, empty[0], report)}")
-    classes = ", ".join(f"{shown(label)} {per_class[form[0], label]}" for label in names[:20])
-    more, others = ", ..." * (len(names) > 20), ", ".join(f"{totals[part]} {part}" for part in form[1:])
-    log(f"{root}: {totals[form[0]]} {form[0]} images of {len(names)} class(es) ({classes}{more}), {others}")
+    classes = listed([f"{label} {per_class[form[0], label]}" for label in names], 20) or "none"
+    others = ", ".join(f"{totals[part]} {part}" for part in form[1:])
+    log(f"{root}: {totals[form[0]]} {form[0]} images of {len(names)} class(es) ({classes}), {others}")
     if form is ANNOTATION and len(names) == 1:
         warn(f"labeled/ has one class only ({shown(names[0])}): the classifier needs two")
     for label in names if form is ANNOTATION else ():

@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import pickle
+import sys
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -292,8 +294,9 @@ def test_mismatches_are_named_with_the_flags_that_cause_them(weights, change, me
 
 
 def test_a_long_list_of_mismatches_is_cut(weights):
-    # Each stage of resnet20 has two more blocks of two convolutions and two BatchNorms: 3 * 2 * (2 + 2 * 5) - 6 shown
-    with pytest.raises(InputError, match=r"it lacks layer1\.1\.conv1\.weight(, [\w.]+){5} and 66 more"):
+    # Each stage of resnet20 has two more blocks of two convolutions and two BatchNorms, whose counters do not matter:
+    # 3 * 2 * (2 + 2 * 4) - 6 shown.
+    with pytest.raises(InputError, match=r"it lacks layer1\.1\.conv1\.weight(, [\w.]+){5} and 54 more"):
         checkpoint.load_weights(weights, build_encoder("resnet20", num_classes=3, shifts=4, simclr_dim=8))
 
 
@@ -315,10 +318,84 @@ def test_no_strict_loads_what_fits_and_lists_the_rest(weights, encoder, capsys):
     assert all(key in line for key in ("conv1.weight", "shift_cls_layer.weight", "stranger"))
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "model.encoder.", "backbone."])
+@pytest.mark.parametrize("within", [False, True], ids=["bare", "state_dict"])
+def test_what_stands_before_every_name_is_taken_off_and_said(tmp_path, encoder, capsys, prefix, strict, within):
+    state = {prefix + key: value for key, value in encoder.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3} if within else state, tmp_path / "a.ckpt")
+    other = other_encoder()
+    checkpoint.load_weights(tmp_path / "a.ckpt", other, strict=strict)
+    assert equal(other.state_dict(), encoder.state_dict())
+    said = f"{tmp_path / 'a.ckpt'}: {prefix} was taken off the names of all {len(state)} entries\n"
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_file_of_which_no_convolution_fits_is_refused(weights, strict):
+    def change(state):
+        for key in [key for key in state if "conv" in key or "shortcut.0" in key]:
+            state[f"net.{key}"] = state.pop(key)
+
+    changed(weights, change)
+    other = other_encoder()
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    with pytest.raises(InputError, match=r"it lacks conv1\.weight.*; it does not know net\.conv1\.weight"):
+        checkpoint.load_weights(weights, other, strict=strict)
+    assert equal(other.state_dict(), before)
+
+
+def test_the_counters_of_batchnorm_do_not_matter(weights, encoder, capsys):
+    """Files of before PyTorch 0.4.1, and of other libraries, lack them."""
+
+    def change(state):
+        for key in [key for key in state if key.endswith("num_batches_tracked")]:
+            del state[key]
+        state["other.num_batches_tracked"] = torch.tensor(3)
+
+    changed(weights, change)
+    other = other_encoder()
+    checkpoint.load_weights(weights, other)
+    assert equal(dict(other.named_parameters()), dict(encoder.named_parameters())) and capsys.readouterr().out == ""
+
+
+def test_a_probe_of_other_classes_is_left_out_and_said(tmp_path, encoder, capsys):
+    """Of an encoder that was trained before its folder had the classes that it has now."""
+    other = other_encoder(num_classes=1).state_dict()
+    checkpoint.save(tmp_path / "a.model", other)
+    probe = {key: value.clone() for key, value in encoder.state_dict().items() if key.startswith("linear.")}
+    checkpoint.load_weights(tmp_path / "a.model", encoder)
+    assert equal(dict(encoder.state_dict()), dict(other) | probe)
+    assert "its probe is of 1 class(es) and here are 3" in capsys.readouterr().out
+
+
+def test_safetensors_are_read_where_the_package_is_there(tmp_path, encoder, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"damaged")
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="pip install safetensors"):
+        patched.setitem(sys.modules, "safetensors.torch", None)
+        checkpoint.load_weights(path, encoder)
+    library = pytest.importorskip("safetensors.torch")
+    with pytest.raises(InputError, match="damaged or not a safetensors file"):
+        checkpoint.load_weights(path, encoder)
+    other = other_encoder()
+    library.save_file(other.state_dict(), path)
+    checkpoint.load_weights(path, encoder)
+    assert equal(encoder.state_dict(), other.state_dict())
+
+
+def test_a_file_with_objects_says_which(tmp_path, encoder):
+    """Such as the hyperparameters in a Lightning checkpoint."""
+    torch.save({"state_dict": encoder.state_dict(), "hyper_parameters": SimpleNamespace(a=1)}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="it holds types.SimpleNamespace, and nothing but tensors and plain values"):
+        checkpoint.load_weights(tmp_path / "a.ckpt", encoder)
+
+
 @pytest.mark.parametrize("content", [{"model": {"w": torch.ones(1)}, "epoch": 3}, [torch.ones(1)], {3: torch.ones(2)}])
 def test_a_resume_file_or_anything_else_is_not_a_state_dict(tmp_path, encoder, content):
     checkpoint.save(tmp_path / "last.ckpt", content)
-    with pytest.raises(InputError, match=r"is not a state_dict; give the file last\.model, not last\.ckpt"):
+    holds = r" \(it holds (model, epoch|3)\)" if isinstance(content, dict) else ""
+    with pytest.raises(InputError, match=f"is not a state_dict{holds}; give the file last.model, not last.ckpt"):
         checkpoint.load_weights(tmp_path / "last.ckpt", encoder)
 
 

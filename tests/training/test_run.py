@@ -205,7 +205,7 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_last_good_checkpoint_
         ({"identity": []}, "identity has a wrong type"),
         ({"identity": {"seed": 1, "split_digest": "b" * 64}}, r"--seed was 1, is 0; another split"),
         ({"model": {"0.weight": 3}}, "model has a wrong type"),
-        ({"model": {}}, "does not fit this encoder .*Missing key"),
+        ({"model": {}}, r"does not fit this encoder: it lacks 0\.weight"),
         ({"optimizers": []}, "does not fit this encoder and its optimizers"),
         ({"optimizers": [{"state": {}, "param_groups": []}]}, "does not fit this encoder and its optimizers"),
         ({"optimizers": 7}, "does not fit this encoder and its optimizers"),
