@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_shift(settings.encoder.shift_trans_type, data.image_size)
         used = resolve(settings, split, current)
         images_digest = distributed.from_first(lambda: image_digest(data.train_images, np.sort(split.contrast())))
-        init_digest = training.init and distributed.from_first(lambda: file_digest(Path(training.init)))
-        digests = {"split_digest": split.digest, "images_digest": images_digest, "init_digest": init_digest}
+        digests = {"split_digest": split.digest, "images_digest": images_digest}
+        digests["init_digest"] = training.init and file_digest(Path(training.init))
         batches = Batches.plan(len(split.contrast()), training, processes=current.processes)
 
         chosen = used.encoder

@@ -6,6 +6,7 @@ before) and args.json (settings, digests, versions, git commit). All tensors are
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import re
@@ -33,6 +34,7 @@ ARGS_VERSION = 1
 IGNORED_PREFIXES = ("joint_distribution_layer.", "shift_dis.")
 # What DistributedDataParallel, torch.compile, Lightning and the like put before every name.
 WRAPPERS = ("module.", "model.", "encoder.", "backbone.", "_orig_mod.")
+COUNTER = "num_batches_tracked"  # of BatchNorm, which nothing reads
 KEYS_SHOWN = 6
 DIGESTS = ("split_digest", "images_digest")  # of what an encoder was trained on
 
@@ -69,18 +71,11 @@ def load(path: Path) -> Any:
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist; train it or name another")
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        except ImportError:
-            raise InputError(f"{path} needs the package safetensors: install it with pip install safetensors") from None
-        except Exception as error:
-            raise InputError(f"{path} is damaged or not a safetensors file ({error}); copy it again") from None
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickles that torch has not written
         try:
+            if path.suffix == ".safetensors":
+                return importlib.import_module("safetensors.torch").load_file(path)
             if zipfile.is_zipfile(file):
                 with check_archive(file, path, stored=True) as archive:
                     if damaged := archive.testzip():  # torch itself does not look at the checksums
@@ -93,10 +88,12 @@ def load(path: Path) -> Any:
             return torch.load(source, map_location="cpu", weights_only=True)
         except (InputError, MemoryError):
             raise
+        except ModuleNotFoundError as error:
+            raise InputError(f"{path} needs a package that is not here ({error}): pip install safetensors") from None
         except Exception as error:  # bytes that merely look like a pickle raise nearly anything
             reason = str(error) if isinstance(error, zipfile.BadZipFile) else type(error).__name__
             if objects := re.search(r"GLOBAL (\S+)", str(error)):
-                reason = f"it holds {objects[1]}, and nothing but tensors and plain values is loaded"
+                reason = f"it holds {objects[1]}, and tensors alone are loaded: save its state_dict"
             raise InputError(f"{path} is damaged or not a checkpoint ({reason}); train or copy it again") from None
 
 
@@ -120,58 +117,48 @@ def load_last(folder: Path) -> tuple[Path, Any]:
 
 
 def load_weights(path: Path, encoder: nn.Module, *, strict: bool = True) -> None:
-    """Loads a file's weights into an encoder, see read_state and fill."""
+    """Loads a file's weights into an encoder, see ``read_state`` and ``fill``."""
     fill(encoder, read_state(path), path, strict=strict)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """A file's state_dict, bare or in a dictionary; what stands before every name is taken off, and said.
 
-    Args:
-        path: last.model of this code, of the original or of CSI, or a file of torchvision, Lightning or the like.
-
     Raises:
         InputError: The file cannot be read, or holds no state_dict.
     """
     state = load(path)
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not is_state(state):
         holds = f" (it holds {listed([*state], KEYS_SHOWN)})" if isinstance(state, dict) else ""
         raise InputError(f"checkpoint {path} is not a state_dict{holds}; give the file {MODEL_FILE}, not {RESUME_FILE}")
-    taken, whole = "", state
+    taken = ""
     while prefix := next((word for word in WRAPPERS if state and all(key.startswith(word) for key in state)), ""):
         taken, state = taken + prefix, {key.removeprefix(prefix): value for key, value in state.items()}
     if taken:
-        log(f"{path}: {taken} was taken off the names of all {len(whole)} entries")
+        log(f"{path}: {taken} was taken off the names of all {len(state)} entries")
     return state
 
 
 def fill(encoder: nn.Module, state: Mapping[str, Tensor], path: Path, *, strict: bool) -> None:
     """Loads a state_dict into an encoder; the original's two unused heads and BatchNorm's counters are ignored.
 
-    Args:
-        encoder: The encoder to fill, on its device.
-        state: The weights.
-        path: Their file, for messages.
-        strict: Whether keys that do not match are an error; otherwise they are listed and left as they are.
+    Keys that do not match are an error if ``strict``; otherwise they are listed and left as they are.
 
     Raises:
-        InputError: A weight is not finite, no convolution fits or, if strict, a key or shape does not; they are named.
+        InputError: A weight is not finite, no convolution fits or, if strict, some key or shape does not.
     """
     state = {key: value for key, value in state.items() if not key.startswith(IGNORED_PREFIXES)}
     own = encoder.state_dict()
+    differ = [key for key in own if key in state and own[key].shape != state[key].shape]
     found = {
-        "lacks": [key for key in own if key not in state],
-        "does not know": [key for key in state if key not in own],
-        "differs in the shape of": [key for key in own if key in state and own[key].shape != state[key].shape],
+        "lacks": [key for key in own if key not in state and not key.endswith(COUNTER)],
+        "does not know": [key for key in state if key not in own and not key.endswith(COUNTER)],
+        "differs in the shape of": [key for key in differ if not key.startswith("linear.")],
     }
-    probe, shapes = "linear.weight", found["differs in the shape of"]
-    if probe in shapes:  # classes came to a folder since; nothing but training looks at it
+    if (probe := "linear.weight") in differ:  # a folder's classes may be new; nothing but training looks at the probe
         counts = f"its probe is of {len(state[probe])} class(es) and here are {len(own[probe])}"
         warn(f"{path}: {counts}, so that is left as initialised: make sure that it was trained on these data")
-        found["differs in the shape of"] = [key for key in shapes if not key.startswith("linear.")]
-    found = {what: [key for key in keys if not key.endswith("num_batches_tracked")] for what, keys in found.items()}
     problems = [f"{what} {listed(keys, KEYS_SHOWN)}" for what, keys in found.items() if keys]
     if problems and strict:
         raise InputError(

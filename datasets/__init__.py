@@ -57,21 +57,15 @@ def load_data_and_split(settings: DataSettings, *, without_labels: bool = False)
     """Loads a data set and draws its initial split; what is None takes the value of the data set's protocol.
 
     With ``others`` the pool's other images come from further data sets, see datasets.mixed. A folder of images that
-    nobody has labeled has its split already, see datasets.split.given_split. What makes accuracies look better, or mean
-    less, than they do is warned of.
-
-    Args:
-        settings: Of data and split.
-        without_labels: Whether a folder may do without labeled/: encoders need no label, all else does.
+    nobody has labeled has its split already, see datasets.split.given_split; ``without_labels``, as encoders are
+    trained, it need not have labeled/. What makes accuracies too good, or say nothing of a class, is warned of.
 
     Raises:
         InputError: See load_dataset and make_split; a data set without a protocol needs target classes.
     """
     data, split = _load(settings)
     if not (split.target_classes or without_labels):
-        raise InputError(
-            f"{settings.data_path} has no labeled/: put a few images of each class that matters into labeled/<class>/"
-        )
+        raise InputError(f"{settings.data_path} has no labeled/: put a few images of each class into labeled/<class>/")
     if untested := [shown(data.class_names[label]) for label in split.untested(data.test_labels)]:
         warn(f"the test set has no image of {', '.join(untested)}: an accuracy is of the other target classes alone")
     if data.digests is None:  # a folder's copies are left out; a published split must stay as it is
@@ -145,8 +139,7 @@ def class_numbers(classes: Sequence[int | str], names: Sequence[str]) -> list[in
     positions = {plain_name(name): number for number, name in enumerate(names)}
     unknown = [value for value in classes if isinstance(value, str) and plain_name(value) not in positions]
     if unknown:
-        listing = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise InputError(f"--target_classes: there is no class {unknown[0]!r}; the data set has {listing}")
+        raise InputError(f"--target_classes: there is no class {unknown[0]!r}; the data set has {listed(names, 20)}")
     counted = [value for value in classes if isinstance(value, int) and str(value) not in positions]
     taken = [f"{value} is {shown(names[value])}" for value in counted if value < len(names)]
     alike = [shown(name) for name in names if name.isdecimal() and int(name) in counted]

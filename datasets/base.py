@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.console import listed, warn
-from common.console import shown as shown  # until evals/annotation imports it from there
 from utils import InputError
 
 MAX_CLASSES = 100_000
@@ -83,12 +82,7 @@ def spreadsheet_name(name: str) -> str:
 
 
 def twins(names: Iterable[str], same: Callable[[str], str] = plain_name) -> list[str]:
-    """The first two or more of some names that ``same`` makes one name, in order; empty where all stay apart.
-
-    Example:
-        >>> twins(["01", "1", "2"], spreadsheet_name)
-        ['01', '1']
-    """
+    """The first two or more of some names that ``same`` makes one name, in order; empty where all stay apart."""
     groups = defaultdict(list)
     for name in names:
         groups[same(name)].append(name)

@@ -20,13 +20,6 @@ def load_digits(name: str, data_path: Path) -> Dataset:
     gray = torch.from_numpy(digits.images * (255 / 16))[:, None]
     enlarged = torch.nn.functional.interpolate(gray, scale_factor=SCALE, mode="bilinear", align_corners=False)
     images = check_images(enlarged[:, 0].round().to(torch.uint8).numpy(), "digits")
-    labels = digits.target.astype(np.int64)
-    return Dataset(
-        name=name,
-        train_images=images[:TRAIN_COUNT],
-        train_labels=labels[:TRAIN_COUNT],
-        test_images=images[TRAIN_COUNT:],
-        test_labels=labels[TRAIN_COUNT:],
-        num_classes=10,
-        class_names=tuple(str(digit) for digit in range(10)),
-    )
+    labels, names = digits.target.astype(np.int64), tuple("0123456789")
+    train, test = ((images[part], labels[part]) for part in (slice(TRAIN_COUNT), slice(TRAIN_COUNT, None)))
+    return Dataset(name, *train, *test, len(names), names)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.console import listed
 from datasets.base import UNKNOWN
 from utils import InputError
 
@@ -73,11 +74,7 @@ class Split:
         return np.asarray(indices, dtype=np.int64)
 
     def untested(self, test_labels: np.ndarray) -> list[int]:
-        """Target classes without a test image, though others have some: an accuracy says nothing of them.
-
-        Args:
-            test_labels: Labels of all test images, (M,).
-        """
+        """Target classes without a test image, though others have one; ``test_labels``: of all test images, (M,)."""
         tested = set(test_labels[self.test].tolist())
         return [label for label in self.target_classes if tested and label not in tested]
 
@@ -125,7 +122,8 @@ def make_split(
         raise InputError(f"--target_classes names a class twice: {' '.join(map(str, classes))}")
     unknown = [label for label in classes if label not in present]
     if unknown:
-        raise InputError(f"--target_classes: class {unknown[0]} has no images; the data set has {_listing(present)}")
+        there = f"classes {listed(sorted(present), 20)}"
+        raise InputError(f"--target_classes: class {unknown[0]} has no images; the data set has {there}")
     if not 0 <= mismatch < 1:
         raise InputError(f"--mismatch must be in [0, 1), got {mismatch}")
     targets = np.flatnonzero(np.isin(train_labels, classes)).tolist()
@@ -216,10 +214,3 @@ def _largest_mismatch(n_targets: int, n_others: int) -> float:
     while _others_asked_for(steps / 1e4, n_targets) > n_others:
         steps -= 1
     return steps / 1e4
-
-
-def _listing(labels: set[int]) -> str:
-    ordered = sorted(labels)
-    if len(ordered) > 1 and ordered == list(range(ordered[0], ordered[-1] + 1)):
-        return f"classes {ordered[0]} to {ordered[-1]}"
-    return "classes " + " ".join(map(str, ordered[:20])) + (" ..." if len(ordered) > 20 else "")

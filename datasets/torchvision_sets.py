@@ -38,15 +38,8 @@ def load_torchvision(name: str, data_path: Path) -> Dataset:
         InputError: The files are damaged, or missing and cannot be downloaded; the message says which files go where.
     """
     train, test = load_part(name, data_path, train=True), load_part(name, data_path, train=False)
-    return Dataset(
-        name=name,
-        train_images=train.images,
-        train_labels=train.labels,
-        test_images=test.images,
-        test_labels=test.labels,
-        num_classes=len(train.class_names),
-        class_names=train.class_names,
-    )
+    names = train.class_names
+    return Dataset(name, train.images, train.labels, test.images, test.labels, len(names), names)
 
 
 def load_part(name: str, data_path: Path, *, train: bool) -> Part:

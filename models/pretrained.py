@@ -17,7 +17,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; t
 
 
 def start_from(path: Path, encoder: ContrastiveEncoder) -> None:
-    """Fills an encoder's backbone from a file, and the heads that fit; says what was taken.
+    """Fills an encoder's backbone, and the heads that fit, from a file, and says what was taken.
 
     Raises:
         InputError: The file cannot be read, or is not of this backbone.
@@ -31,20 +31,13 @@ def start_from(path: Path, encoder: ContrastiveEncoder) -> None:
     backbone = {key: value for key, value in state.items() if not key.startswith((*HEADS, "fc."))}
     fill(encoder, backbone | heads | taken, path, strict=True)
     if not ours:
-        _fold_normalisation(encoder)
+        # conv1 expects (x - MEAN) / DEVIATION and is given y = (x - 0.5) / 0.5. The former is y * 0.5 / DEVIATION plus
+        # (0.5 - MEAN) / DEVIATION: the factor goes into conv1, and what the constant adds to its outputs is taken from
+        # bn1's running mean. At the edges that differs: the padding's zeros are gray now and were ImageNet's mean.
+        mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
+        with torch.no_grad():
+            encoder.bn1.running_mean -= (encoder.conv1.weight * (0.5 - mean) / deviation).sum((1, 2, 3))
+            encoder.conv1.weight *= 0.5 / deviation
+    folded = "" if ours else "; ImageNet's normalisation went into conv1 and bn1 (exact but at the edges)"
     fresh = sorted({key.split(".")[0] for key in heads.keys() - taken.keys()})
-    folded = "ImageNet weights, whose normalisation went into conv1 and bn1 (exact but at edges)"
-    log(f"--init {path}: {'an encoder' if ours else folded}; starting anew: {', '.join(fresh) or 'nothing'}")
-
-
-@torch.no_grad()
-def _fold_normalisation(encoder: ResNet18ImageNet) -> None:
-    """Makes the first layers expect (x - 0.5) / 0.5, which the encoder feeds, instead of (x - MEAN) / DEVIATION.
-
-    The latter is y * 0.5 / DEVIATION + (0.5 - MEAN) / DEVIATION for y = (x - 0.5) / 0.5. The factor goes into conv1;
-    what the constant adds to conv1's outputs is taken from bn1's running mean. That is exact but where conv1 sees
-    padding: zeros are gray now and were ImageNet's mean.
-    """
-    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
-    encoder.bn1.running_mean -= (encoder.conv1.weight * (0.5 - mean) / deviation).sum((1, 2, 3))
-    encoder.conv1.weight *= 0.5 / deviation
+    log(f"started from {path}; new are {', '.join(fresh) or 'no layers'}{folded}")

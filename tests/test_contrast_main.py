@@ -174,7 +174,7 @@ def test_a_run_starts_from_an_encoder_which_is_part_of_its_identity(tmp_path, fl
     few = {"epochs": 1, "lr_init": 1e-9, "warmup": 0}
     run = tmp_path / "distinctive"
     contrast_main.main(flags("distinctive", logdir=run, init=start, **few))
-    assert "starting anew: shift_cls_layer" in capsys.readouterr().out
+    assert f"started from {start}; new are shift_cls_layer" in capsys.readouterr().out
     before, after = checkpoint.load(start), checkpoint.load(run / "last.model")
     torch.testing.assert_close(after["layer3.0.conv2.weight"], before["layer3.0.conv2.weight"], rtol=0, atol=1e-6)
     record = json.loads((run / "args.json").read_text())

@@ -159,12 +159,10 @@ class TrainingRun:
         check_fields(path, content, fields, remedy="start a new run")
         require_same(content["identity"], self.identity, what=path, remedy="give another --logdir or --suffix")
         self._compare_batches(path, content)
+        checkpoint.fill(self.encoder, content["model"], path, strict=strict)
         try:
-            checkpoint.fill(self.encoder, content["model"], path, strict=strict)
             for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
                 load_optimizer(optimizer, state)
-        except InputError:
-            raise
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()[:200]
             raise InputError(f"{path} does not fit this encoder and its optimizers ({reason})") from None

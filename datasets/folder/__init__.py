@@ -100,10 +100,7 @@ def cache_folder(root: Path, parts: Sequence[str], name: str, cache_dir: str | P
 def index_folder(
     root: Path, parts: Sequence[str], class_names: Sequence[str] | None, *, size: int, cache: Path
 ) -> tuple[np.ndarray, list[File]]:
-    """The images of a folder, uint8 (N, size, size, 3), and all files; one process of each machine reads them.
-
-    Of files that need not be read to be left out the other processes know nothing.
-    """
+    """The images of a folder, uint8 (N, size, size, 3), and all files; one process of each machine reads them."""
     with distributed.first_here():
         found = walk(root, parts, class_names) if is_first_process(on_this_machine=True) else None
         to_read = found and [file for file in found if not file.problem]

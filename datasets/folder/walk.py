@@ -72,8 +72,8 @@ def find_classes(root: Path, form: tuple[str, ...]) -> tuple[str, ...]:
     """
     classes: dict[str, str] = {}
     for part in (part for part in form if part != "unlabeled" and (root / part).is_dir()):
-        names = sorted(name for name in os.listdir(root / part) if not _of_the_system(name))
-        names = [name for name in names if os.path.isdir(root / part / name)]
+        folders = (folder for folder in (root / part).iterdir() if folder.is_dir())
+        names = sorted(folder.name for folder in folders if not _of_the_system(folder.name))
         if not names and part != "test":
             raise InputError(f"{root / part} holds no class folder: put each class's images into a folder of its own")
         if pair := twins(names):

@@ -251,8 +251,8 @@ NO_TEST_IMAGE = "the test set has no image of a target class; the accuracy could
     [
         ({"target_classes": ()}, "--target_classes is empty; name at least one class"),
         ({"target_classes": (0, 1, 0)}, "--target_classes names a class twice: 0 1 0"),
-        ({"target_classes": (0, 4)}, "--target_classes: class 4 has no images; the data set has classes 0 to 3"),
-        ({"target_classes": (-1,)}, "--target_classes: class -1 has no images; the data set has classes 0 to 3"),
+        ({"target_classes": (0, 4)}, "--target_classes: class 4 has no images; the data set has classes 0, 1, 2, 3"),
+        ({"target_classes": (-1,)}, "--target_classes: class -1 has no images; the data set has classes 0, 1, 2, 3"),
         ({"mismatch": 1.0}, "--mismatch must be in [0, 1), got 1.0"),
         ({"mismatch": -0.01}, "--mismatch must be in [0, 1), got -0.01"),
         ({"mismatch": math.nan}, "--mismatch must be in [0, 1), got nan"),
@@ -327,16 +327,7 @@ def test_the_largest_mismatch_named_works_and_a_little_more_fails(n_pool_targets
 
 @pytest.mark.parametrize(
     ("labels", "listed"),
-    [
-        ([5], "classes 5"),
-        ([4, 5], "classes 4 to 5"),
-        ([1, 2, 3], "classes 1 to 3"),
-        ([0, 1, 2], "classes 0 to 2"),
-        ([0, 2], "classes 0 2"),
-        (range(0, 40, 2), f"classes {' '.join(map(str, range(0, 40, 2)))}"),
-        (range(0, 42, 2), f"classes {' '.join(map(str, range(0, 40, 2)))} ..."),
-        (range(7, 30), "classes 7 to 29"),
-    ],
+    [([5], "classes 5"), ([2, 0], "classes 0, 2"), (range(22), f"classes {', '.join(map(str, range(20)))} and 2 more")],
 )
 def test_the_classes_that_exist_are_listed(labels, listed):
     images = np.asarray(list(labels) * 2)
