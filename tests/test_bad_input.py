@@ -114,7 +114,7 @@ CASES = {
     "a flag unknown": Case("active", "--tarrget", "--tarrget 750"),
     "a number beyond its bounds": Case("contrast", "--temperature.* above 0", "--temperature nan"),
     "a choice unknown": Case("contrast", "--optimizer.*'rmsprop'", "--optimizer rmsprop"),
-    "a class that is not there": Case("contrast", "class 12 .*0 to 9", "--target_classes 0 12"),
+    "a class that is not there": Case("contrast", "class 12 .*0, 1, 2", "--target_classes 0 12"),
     "a mismatch beyond the data": Case("contrast", r"largest possible .* 0\.\d+", "--mismatch 0.99"),
     "a budget beyond the targets": Case("contrast", r"--initial_budget .* 1 to \d+", "--initial_budget 9999"),
     "a query beyond the pool": Case("active", r"largest .*\d+", "--queries_per_class 9999"),
