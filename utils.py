@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 # Errors of the system that no other input would avoid: a full disk, a failing one, too little memory.
 ENVIRONMENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENOMEM}
+
+
+def program() -> str:
+    """The name under which this command was started: contrast_main.py, or evals.report for a package with a main."""
+    name = Path(sys.argv[0]).name
+    if name != "__main__.py":
+        return name
+    return getattr(sys.modules["__main__"].__spec__, "name", name).removesuffix(".__main__")
 
 
 class InputError(ValueError):

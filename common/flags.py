@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from utils import InputError, is_first_process, launcher
+from utils import InputError, is_first_process, launcher, program
 
 # The original's spellings, accepted beside the plain flags; past the parser there is one name for each thing.
 SPELLINGS = {
@@ -137,7 +137,8 @@ class Parser(argparse.ArgumentParser):
             if field.default is dataclasses.MISSING
         ]
         usage = " ".join(["%(prog)s", *needed, "[flags]"])
-        super().__init__(description=description.strip().splitlines()[0], usage=usage, allow_abbrev=False)
+        about = description.strip().splitlines()[0]
+        super().__init__(prog=program(), description=about, usage=usage, allow_abbrev=False)
         self._settings = groups
         for group in groups.values():
             self._add(group)

@@ -31,7 +31,7 @@ from common import distributed
 from common.acceleration import Precision
 from common.console import clear_progress, log, one_line, set_quiet, warn
 from common.settings import ProcessSettings
-from utils import ENVIRONMENT_ERRNOS, InputError, Interrupted, ProcessLost, is_first_process
+from utils import ENVIRONMENT_ERRNOS, InputError, Interrupted, ProcessLost, is_first_process, program
 
 # Exit status by what asked for the stop; where several did, the later one here counts.
 STATUS = {"--max_minutes": 0, "SIGUSR1": 0, "SIGINT": 130, "SIGTERM": 143}
@@ -254,7 +254,7 @@ def _take_lock(path: Path) -> int | None:
         os.close(handle)  # an ending run has just removed what was opened here
     with contextlib.suppress(OSError):  # a full disk: the lock holds all the same, and writing what matters will tell
         os.ftruncate(handle, 0)
-        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        command = " ".join([program(), *sys.argv[1:]])
         holder = f"process {os.getpid()} on {socket.gethostname()}, started at {time.strftime('%F %T')}: {command}"
         os.pwrite(handle, holder.encode(errors="replace"), 0)
     return handle
@@ -318,4 +318,4 @@ def _say(message: str, *, wait: bool = True) -> None:
             return
         time.sleep(PATIENCE)
     clear_progress()
-    print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr, flush=True)
+    print(f"{program()}: {one_line(message)}", file=sys.stderr, flush=True)

@@ -7,13 +7,16 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from common import session as module
+from common.flags import Parser
 from common.session import (
     CUBLAS_WORKSPACE,
     LOCK_FILE,
@@ -77,6 +80,25 @@ def test_an_error_is_one_line_and_a_status(monkeypatch, capsys, error, status, l
     with pytest.raises(type(error)) as caught:
         run_command(raising(error), ["--debug"])
     assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("path", "spec", "name"),
+    [
+        ("/x/contrast_main.py", None, "contrast_main.py"),
+        ("/x/train_classifier/main.py", "train_classifier.main", "main.py"),
+        ("/x/evals/report/__main__.py", "evals.report.__main__", "evals.report"),  # python -m evals.report
+        ("/x/evals/report/__main__.py", None, "__main__.py"),  # the file itself
+    ],
+)
+def test_a_command_has_the_name_under_which_it_was_started(monkeypatch, capsys, path, spec, name):
+    monkeypatch.setattr("sys.argv", [path])
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec and SimpleNamespace(name=spec)))
+    assert run_command(raising(InputError("no")), []) == 2
+    assert capsys.readouterr().err == f"{name}: error: no\n"
+    with pytest.raises(SystemExit):
+        Parser("Does nothing.").parse(["--what"])
+    assert capsys.readouterr().err.startswith(f"{name}: error: unrecognized arguments: --what")
 
 
 def test_success_is_silent_and_bugs_keep_their_traceback(monkeypatch, capsys):
