@@ -209,8 +209,10 @@ def check_archive(file: BinaryIO, path: Path, *, stored: bool) -> zipfile.ZipFil
     return archive
 
 
-def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+def read_npz(path: Path, names: Sequence[str], *, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Reads arrays from an npz file, once their sizes are known to be true and to fit into memory.
+
+    Those that are ``optional`` may be missing, there and in the result.
 
     Raises:
         InputError: The file is damaged, an array is missing or made of Python objects, or a size is impossible or more
@@ -219,9 +221,9 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, check_archive(file, path, stored=False) as archive:
             inside = set(archive.namelist())
-            missing = [name for name in names if f"{name}.npy" not in inside]
-            if missing:
+            if missing := [name for name in names if f"{name}.npy" not in inside and name not in optional]:
                 raise InputError(f"{path} lacks {', '.join(missing)}; it must hold {', '.join(names)}")
+            names = [name for name in names if f"{name}.npy" in inside]
             total = sum(archive.getinfo(f"{name}.npy").file_size for name in names)
             if total > memory_size():
                 sizes = f"{total / 1e9:.4g} GB, and this machine has {memory_size() / 1e9:.4g} GB of memory"

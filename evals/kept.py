@@ -28,7 +28,9 @@ CYCLE = {
 }  # fmt: skip
 SAMPLE = {
     "images": "in", "labels": "in", "class_names": "Uc", "paths": "Un?", "semantic": "Fnkd?", "distinctive": "Fnse?",
+    "penultimate": "Fnpw?",
 }  # fmt: skip
+BANKS = ("semantic", "distinctive", "penultimate")
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,13 @@ class KeptCycle:
 
 @dataclass(frozen=True)
 class KeptSample:
-    """Features of at most MAX_SAMPLE images of the pool and the labeled set."""
+    """Features of at most MAX_SAMPLE images of the pool and the labeled set; of a query without features, no images."""
 
     images: np.ndarray  # image numbers, ascending, (n,)
     labels: np.ndarray  # data set classes, -1 where unknown, (n,)
     class_names: tuple[str, ...]  # of all classes
     paths: np.ndarray | None  # of the images, where people label them, (n,)
-    features: dict[str, np.ndarray]  # by encoder, unit norm, float16 (n, K, D)
+    features: dict[str, np.ndarray]  # by bank, those of BANKS that the query had, unit norm, float16 (n, K, D)
 
 
 def cycle_path(index_dir: Path, number: int) -> Path:
@@ -74,9 +76,9 @@ def sample_path(index_dir: Path) -> Path:
 
 
 def rows_of_pictures(score: np.ndarray, is_wrong: np.ndarray) -> dict[str, np.ndarray]:
-    """Places of the best, borderline and wrong queried images by query score, (Q,); ROW of each at most."""
+    """Places of the highest, the lowest and the wrong queried images by query score, (Q,); ROW of each at most."""
     order = np.argsort(-score, kind="stable")
-    return {"best": order[:ROW], "borderline": order[ROW:][-ROW:], "wrong": order[is_wrong[order]][:ROW]}
+    return {"highest": order[:ROW], "lowest": order[ROW:][-ROW:], "wrong": order[is_wrong[order]][:ROW]}
 
 
 def save_cycle(
@@ -130,17 +132,16 @@ def save_sample(
     paths: Sequence[str] | None = None,
     seed: int = 0,
 ) -> None:
-    """Writes features of a random sample of the images in ``banks``; nothing where there are none.
+    """Writes the names of the classes, and features of a random sample of the images in ``banks``, named as in BANKS.
 
     ``labels`` (N,), -1 where unknown, and ``paths``, where people label the images, are of all train images.
     """
-    if not banks:
-        return
-    images = np.sort(np.random.default_rng(seed).permutation(next(iter(banks.values())).indices)[:MAX_SAMPLE])
+    indices = next((bank.indices for bank in banks.values()), np.empty(0, dtype=np.int64))
+    images = np.sort(np.random.default_rng(seed).permutation(indices)[:MAX_SAMPLE])
     arrays = {name: F.normalize(bank.of(images).float(), dim=2).half().cpu().numpy() for name, bank in banks.items()}
     arrays |= {"images": images, "labels": labels[images], "class_names": np.asarray(class_names, dtype=np.str_)}
     arrays["paths"] = [paths[image] for image in images] if paths else None
-    _write(sample_path(index_dir), {"semantic": None, "distinctive": None, **arrays})
+    _write(sample_path(index_dir), dict.fromkeys(BANKS) | arrays)
 
 
 def _write(path: Path, arrays: dict[str, Any]) -> None:
@@ -165,15 +166,15 @@ def read_cycle(path: Path) -> KeptCycle:
 def read_sample(path: Path) -> KeptSample:
     """Reads the sample of features; raises InputError where the file is missing, damaged or something else."""
     arrays = _read(path, SAMPLE)
-    features = {name: arrays.pop(name) for name in ("semantic", "distinctive")}
+    features = {name: arrays.pop(name) for name in BANKS}
     arrays["features"] = {name: array for name, array in features.items() if array is not None}
     return KeptSample(**{**arrays, "class_names": tuple(arrays["class_names"].tolist())})
 
 
 def _read(path: Path, layout: dict[str, str]) -> dict[str, Any]:
-    arrays, lengths = read_npz(path, list(layout)), {}
+    arrays, lengths = read_npz(path, list(layout), optional=["penultimate"]), {}  # earlier versions wrote none
     for name, words in layout.items():
-        array, axes = arrays[name], words[1:].rstrip("?")
+        array, axes = arrays.get(name, np.empty(0)), words[1:].rstrip("?")
         if words.endswith("?") and not array.size:
             arrays[name] = None
             continue

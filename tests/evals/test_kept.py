@@ -71,11 +71,11 @@ def test_of_a_large_pool_the_queried_and_a_sample_are_kept(tmp_path: Path, monke
 def test_pictures_are_the_best_the_last_and_the_wrong() -> None:
     score, wrong = np.arange(40.0), np.arange(40) % 2 == 0
     rows = kept.rows_of_pictures(score, wrong)
-    assert rows["best"].tolist() == list(range(39, 27, -1))
-    assert rows["borderline"].tolist() == list(range(11, -1, -1))
+    assert rows["highest"].tolist() == list(range(39, 27, -1))
+    assert rows["lowest"].tolist() == list(range(11, -1, -1))
     assert rows["wrong"].tolist() == list(range(38, 15, -2))
     few = kept.rows_of_pictures(score[:13], wrong[:13])
-    assert few["borderline"].tolist() == [0] and len(few["best"]) == 12
+    assert few["lowest"].tolist() == [0] and len(few["highest"]) == 12
 
 
 @pytest.mark.parametrize(("known", "count"), [(True, 36), (False, 72)])
@@ -100,8 +100,34 @@ def test_a_sample_has_unit_features_of_at_most_so_many_images(tmp_path: Path, mo
     assert sample.paths.tolist() == [paths[image] for image in sample.images]
     assert [*sample.features] == ["semantic"] and sample.features["semantic"].dtype == np.float16
     np.testing.assert_allclose(np.linalg.norm(sample.features["semantic"], axis=2), 1, atol=2e-3)
-    kept.save_sample(tmp_path / "random", {}, labels)
-    assert not (tmp_path / "random").exists()
+
+
+def test_a_query_without_features_keeps_the_names_of_the_classes(tmp_path: Path) -> None:
+    kept.save_sample(tmp_path, {}, np.array([0, 1, -1]), class_names=["a", "b"], paths=["x.png", "y.png", "z.png"])
+    sample = kept.read_sample(kept.sample_path(tmp_path))
+    assert sample.class_names == ("a", "b") and len(sample.images) == len(sample.labels) == len(sample.features) == 0
+
+
+def test_a_sample_holds_any_of_three_banks_and_files_from_before_the_third_are_read(tmp_path: Path) -> None:
+    indices = np.arange(5)
+    sizes = {"semantic": (1, 2), "distinctive": (4, 2), "penultimate": (1, 7)}
+    banks = {name: FeatureBank(indices, torch.ones(5, *size)) for name, size in sizes.items()}
+    path = kept.sample_path(tmp_path)
+    for names in (["penultimate"], ["semantic", "penultimate"], [*sizes]):
+        kept.save_sample(tmp_path, {name: banks[name] for name in names}, indices)
+        features = kept.read_sample(path).features
+        assert {name: array.shape for name, array in features.items()} == {name: (5, *sizes[name]) for name in names}
+        np.testing.assert_allclose(features["penultimate"].astype(float), 7**-0.5, atol=1e-3)
+    with np.load(path) as file:
+        arrays = {name: array for name, array in file.items() if name != "penultimate"}
+    np.savez(path, **arrays)
+    assert [*kept.read_sample(path).features] == ["semantic", "distinctive"]
+    np.savez(path, **{name: array for name, array in arrays.items() if name != "semantic"})
+    with pytest.raises(InputError, match="lacks semantic"):
+        kept.read_sample(path)
+    np.savez(path, **arrays, penultimate=np.ones((4, 1, 7), np.float16))  # of other images
+    with pytest.raises(InputError, match="penultimate is float16"):
+        kept.read_sample(path)
 
 
 @pytest.mark.parametrize(
