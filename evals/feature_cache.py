@@ -80,12 +80,12 @@ def feature_banks(
                 images = torch.from_numpy(train_images).to(device).permute(0, 3, 1, 2)
             path, work = folder and folder / f"{name}.npy", (encoder, images, indices, extractions[name])
             if path and distributed.world_size() == 1:  # a batch is written as it comes: memory does not grow with N
-                _write(path, record, feature_blocks(*work, name=title), indices, title)
+                _write(path, record, feature_blocks(*work, name=title), indices, title, start)
                 bank = FeatureBank(indices, MappedFeatures(path))
             else:
                 bank = extract_features(*work, name=title)
                 if path and distributed.is_main():
-                    _write(path, record, [bank.features], indices, title)
+                    _write(path, record, [bank.features], indices, title, start)
             seconds = time.perf_counter() - start
             log(f"{title} of {len(indices)} images: {seconds:.1f} s ({sources['checkpoints'][name]})")
         banks[name] = bank
@@ -138,8 +138,10 @@ def read_features(folder: Path, name: str, record: dict[str, Any], indices: np.n
     return FeatureBank(indices, features)
 
 
-def _write(path: Path, record: dict[str, Any], blocks: Iterable[Tensor], indices: np.ndarray, title: str) -> None:
-    """Writes blocks of features, (B, K, D), beside ``path``, renames the file, and writes the record last."""
+def _write(
+    path: Path, record: dict[str, Any], blocks: Iterable[Tensor], indices: np.ndarray, title: str, began: float
+) -> None:
+    """Writes blocks of features, (B, K, D), beside ``path``, renames it, and last the record and the time they took."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, f"{path.stem}.*")
     shape = len(indices), len(record["shift_numbers"]), record["width"]
@@ -152,4 +154,4 @@ def _write(path: Path, record: dict[str, Any], blocks: Iterable[Tensor], indices
             file.write(block.cpu().numpy())
             start += len(block)
         path.with_suffix(".json").unlink(missing_ok=True)  # of the features that are replaced
-    write_json(path.with_suffix(".json"), record)
+    write_json(path.with_suffix(".json"), {**record, "seconds": round(time.perf_counter() - began, 3)})
