@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    Draw = Callable[[Axes], None]
+
 WIDTH, HEIGHT = 5.2, 3.4  # inches; small enough for their text to stay readable on a screen of 400 pixels
 LEGEND_ROW = 0.27  # inches
 LEGEND_MARK = 30  # square points
@@ -27,8 +29,11 @@ SVG_DPI = 160  # of the points of a scatter plot, which are pixels within the dr
 INK = "#010203"  # of text and axes: black on paper; on the page it becomes the colour of the text there
 # Each has a contrast of at least 3 with white and with the page's dark ground.
 BLUE, ORANGE, GREEN, PURPLE, RED, TEAL = "#3b82c4", "#d9722e", "#2f9464", "#9a6fd0", "#d64562", "#1591a3"
-GREY = "#808a94"
+GREY, TAN = "#808a94", "#9b8a63"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, "#a3811f", "#c05fa8", "#6f8f2f", "#4f6fe0")
+MARKERS = "osD^vPX<>p"  # one per colour of the palette: classes are told apart without colours, too
+DASHES = ("--", ":", "-.", (0, (1, 3)))  # of the borders of a histogram, as many as are drawn
+GROUP_COLORS = {"target": BLUE, "other": ORANGE, "queried": INK}  # of what nobody knows: grey
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
 STYLE: dict[str, Any] = {
     **dict.fromkeys(INKED, INK),
@@ -58,33 +63,31 @@ class Panel:
     png: bytes  # the same on white
 
 
-def draw_panel(name: str, draw: Callable[[Axes], None], *, height: float = HEIGHT) -> Panel:
-    """Draws one figure for a page; its name has letters, digits, - and _, its height (inches) is without the legend."""
+def draw_panel(name: str, *draws: Draw, height: float = HEIGHT) -> Panel:
+    """Draws a page's figure, axes one below the other; the name is of letters, digits, - and _, the height inches."""
     png, svg = io.BytesIO(), io.StringIO()
-    with _styled_figure([draw], height=height) as figure:
+    with _styled_figure(draws, height=height, columns=1) as figure:
         figure.savefig(png, format="png", metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None}, transparent=True, dpi=SVG_DPI)
     return Panel(name, inline_svg(svg.getvalue(), prefix=name), png.getvalue())
 
 
 @contextlib.contextmanager
-def _styled_figure(
-    draws: Sequence[Callable[[Axes], None]], *, height: float = HEIGHT, title: str = ""
-) -> Iterator[Figure]:
-    """Axes side by side; what has a label gets a legend below them, where it covers nothing."""
+def _styled_figure(draws: Sequence[Draw], *, columns: int, height: float = HEIGHT, title: str = "") -> Iterator[Figure]:
+    """Axes in so many columns; what has a label gets an entry in a legend below them, where it covers nothing."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in another script
-        figure = Figure(figsize=(WIDTH * len(draws), height), layout="constrained")
+        figure = Figure(figsize=(WIDTH * columns, height), layout="constrained")
         figure.suptitle(title, fontsize="small") if title else None
-        every = [figure.add_subplot(1, len(draws), place) for place in range(1, len(draws) + 1)]
-        for axes, draw in zip(every, draws):
-            draw(axes)
-        entries = [pair for axes in every for pair in zip(*axes.get_legend_handles_labels())]
+        entries: dict[str, Any] = {}
+        for place, draw in enumerate(draws, start=1):
+            draw(axes := figure.add_subplot(-(-len(draws) // columns), columns, place))
+            entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
         if entries:
-            handles, labels = zip(*entries)
+            labels, handles = zip(*entries.items())
             columns = legend_columns(labels)
             figure.set_figheight(height + LEGEND_ROW * -(-len(labels) // columns))
             legend = figure.legend(handles, labels, loc="outside lower left", ncols=columns)
@@ -94,8 +97,8 @@ def _styled_figure(
         yield figure
 
 
-def _save(path: str | os.PathLike, *draws: Callable[[Axes], None], title: str = "") -> None:
-    with _styled_figure(draws, title=title) as figure, atomic_write(path) as file:
+def _save(path: str | os.PathLike, *draws: Draw, title: str = "") -> None:
+    with _styled_figure(draws, columns=len(draws), title=title) as figure, atomic_write(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})
 
 
@@ -143,25 +146,35 @@ def draw_curves(
     if percent:
         axes.set_ylim(0, 104)
     if whole:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def draw_histogram(axes: Axes, groups: Mapping[str, np.ndarray], *, xlabel: str, colors: Sequence[str]) -> None:
-    """Draws how many images of each group have which value, (n,); values that are not finite are left out."""
+def histogram_draws(groups: Mapping[str, np.ndarray], *, xlabel: str, borders: Mapping | None = None) -> list[Draw]:
+    """What draws how many images of each group have which value, (n,), finite ones only, and a line at each border.
+
+    All groups are counted in the same bins on one axis that starts at 0, so that a rare group looks rare. Where the
+    group "queried" would hardly be seen, the same is drawn again, cut off above its bars.
+    """
     # In double precision: the widths below vanish, and the widest ranges overflow, in single.
     finite = {name: values[np.isfinite(values)].astype(np.float64) for name, values in groups.items()}
     everything = np.concatenate([np.empty(0), *finite.values()])
     low, high = (everything.min(), everything.max()) if len(everything) else (0.0, 1.0)
     bins = np.linspace(low, max(high, low + 1e-6 * max(1, abs(low))), BINS + 1)
-    for (name, values), color in zip(finite.items(), colors):
-        if len(values):
-            label = series_label(f"{name} ({len(values)})")
-            axes.hist(values, bins=bins, histtype="stepfilled", color=color, alpha=0.25)
-            axes.hist(values, bins=bins, histtype="step", linewidth=1.6, color=color, label=label)
-    axes.set(xlabel=xlabel, ylabel="images (logarithmic)", yscale="log")
-    axes.set_ylim(bottom=0.7)
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")  # its own would write formulas
+    counts = {name: np.histogram(values, bins)[0] for name, values in finite.items() if len(values)}
+    tallest, queried = max((count.max() for count in counts.values()), default=0), counts.get("queried", bins[:0])
+
+    def draw(axes: Axes, top: float | None = None) -> None:
+        for name, count in counts.items():
+            look = {"color": GROUP_COLORS.get(name, GREY), "label": series_label(f"{name} ({count.sum()})")}
+            axes.stairs(count, bins, fill=name != "queried", alpha=0.3, color=look["color"])
+            axes.stairs(count, bins, linewidth=1.6, **look)
+        for dashes, (name, border) in zip(DASHES, (borders or {}).items()):
+            axes.axvline(border, color=INK, linestyle=dashes, linewidth=1, label=series_label(f"border: {name}"))
+        axes.set(xlabel=xlabel, ylabel="images")
+        axes.set_ylim(0, top)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+
+    return [draw, lambda axes: draw(axes, 1.1 * queried.max())] if 0 < 2 * max(queried, default=0) < tallest else [draw]
 
 
 def plot_accuracy(path: str | os.PathLike, series: Mapping[str, Sequence[tuple[int, float, float | None]]]) -> None:
@@ -173,27 +186,28 @@ def plot_accuracy(path: str | os.PathLike, series: Mapping[str, Sequence[tuple[i
 
 def plot_histogram(path: str | os.PathLike, groups: Mapping[str, np.ndarray], *, label: str) -> None:
     """Draws one score of several groups of images, (n,) each, into a png file; ``label`` is the score's name."""
-    _save(path, lambda axes: draw_histogram(axes, groups, xlabel=label, colors=PALETTE))
+    _save(path, *histogram_draws(groups, xlabel=label))
 
 
 def plot_summary(
     path: str | os.PathLike,
     *,
     precision: Mapping[str, Sequence[tuple[int, float]]],
-    accuracy: Sequence[tuple[int, float, float | None]],
+    accuracy: Mapping[str, Sequence[tuple[int, float, float | None]]],
     published: Sequence[tuple[int, float]] = (),
     title: str = "",
 ) -> None:
-    """Draws query precision by cycle and, where there is any, accuracy by labeled images into a png file.
+    """Draws query precision by cycle and, where there is any, accuracy by images annotated into a png file.
 
-    Points of ``precision``, by strategy, and ``published`` are (cycle, percent); those of ``accuracy`` (labeled images,
-    mean in percent, standard deviation or None).
+    Points of ``precision``, by strategy, and ``published`` are (cycle, percent); those of ``accuracy`` (images shown to
+    the annotator, mean in percent, standard deviation or None).
     """
     curves = [Curve(name, points) for name, points in precision.items()]
     curves.append(Curve("published", published, INK, dashed=True))
     left = {"xlabel": "query cycle", "ylabel": "targets among the queried (%)", "percent": True, "whole": True}
-    right = {"xlabel": "labeled target images", "ylabel": "test accuracy (%), last epoch"}
+    right = {"xlabel": "images annotated, others included", "ylabel": "test accuracy (%), last epoch"}
+    measured = [Curve(name, points, color) for (name, points), color in zip(accuracy.items(), PALETTE)]
     draws = [lambda axes: draw_curves(axes, curves, **left)]
-    if accuracy:
-        draws.append(lambda axes: draw_curves(axes, [Curve("", accuracy, GREEN)], **right))
+    if any(accuracy.values()):
+        draws.append(lambda axes: draw_curves(axes, measured, **right))
     _save(path, *draws, title=title)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -63,6 +63,7 @@ class CycleRow:
     recall: float | None  # share of the pool's targets that all cycles so far have found, in percent
     pool: int | None  # images left
     seeds: int  # classifiers trained
+    annotated: int  # images shown to the annotator in all cycles so far, those of other classes included
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,11 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"{given.random_dir} and {given.index_dir} are of different splits and cannot be compared")
     if given.results and not Path(given.results).is_file():
         raise InputError(f"--results {given.results} does not exist; name the results.csv of the classifier")
-    rows = cycle_rows(queried, random=random, results=read_rows(Path(given.results)) if given.results else [])
+    results = read_rows(Path(given.results)) if given.results else []
+    rows = cycle_rows(queried, random=random, results=results)
     log(plain_table(table_cells(rows)))
     table, figure = folder / "summary.csv", folder / "summary.png"
     write_csv(table, rows)
-    draw(figure, rows, strategy=queried[0].strategy)
+    draw(figure, rows, strategy=queried[0].strategy, random=cycle_rows(random, results=results) if random else ())
     finish([table, figure])
 
 
@@ -115,7 +117,7 @@ def cycle_rows(
     """
     published = published_found(queried)
     trained = latest_rows(results, queried[0].strategy)
-    rows = []
+    rows: list[CycleRow] = []
     for content in queried:
         metrics = content.metrics
         beside = random[content.cycle].metrics if content.cycle < len(random) else {}
@@ -134,10 +136,23 @@ def cycle_rows(
             published_found=found,
             published_precision=None if found is None else 100 * found / PUBLISHED_QUERIED,
             seeds=accuracy.seeds if accuracy else 0,
+            annotated=len(content.queried) + (rows[-1].annotated if rows else 0),
             **{name: metrics.get(name) for name in ("precision", "auroc_semantic", "recall", "pool")},
         )
         rows.append(row)
     return rows
+
+
+def headline(queries: Mapping[str, Sequence[CycleRow]]) -> str:
+    """What queries found, in a sentence such as ``1,475 of 1,500 queried were targets; random 309``; "" without any.
+
+    The first one is named unless a random query alone stands beside it.
+    """
+    totals = [(name, sum(row.found for row in rows), rows[-1].annotated) for name, rows in queries.items()]
+    (first, found, asked), *others = [total for total in totals if total[2]] or [("", 0, 0)]
+    title = "" if first != "random" and {name for name, *_ in others} <= {"random"} else f"{first}: "
+    beside = [f"; {name} {own:,}" + ("" if queried == asked else f" of {queried:,}") for name, own, queried in others]
+    return f"{title}{found:,} of {asked:,} queried were targets{''.join(beside)}" if asked else ""
 
 
 def table_cells(rows: Sequence[CycleRow]) -> list[list[str]]:
@@ -175,19 +190,24 @@ def write_markdown(
         file.write(f"# {title}\n\n{listed}\n\n{table}\n\n{shown}\n\n```\n{commands}\n```\n".encode())
 
 
-def draw(path: Path, rows: Sequence[CycleRow], *, strategy: str, title: str = "") -> None:
-    """Precision by cycle (the query's, the random one's, the published), beside accuracy by labeled images."""
+def draw(
+    path: Path, rows: Sequence[CycleRow], *, strategy: str, random: Sequence[CycleRow] = (), title: str = ""
+) -> None:
+    """Precision by cycle (the query's, the random one's, the published), beside accuracy by images annotated."""
 
     def points(field: str) -> list[tuple[int, float]]:
         return [(row.cycle, value) for row in rows if (value := getattr(row, field)) is not None]
 
-    plots.plot_summary(
-        path,
-        precision={strategy: points("precision"), "random": points("random_precision")},
-        accuracy=[(row.labeled, row.accuracy, row.deviation) for row in rows if row.accuracy is not None],
-        published=points("published_precision"),
-        title=title,
-    )
+    precision, accuracy = {strategy: points("precision")}, {strategy: accuracy_points(rows, "annotated")}
+    if strategy != "random":
+        precision["random"], accuracy["random"] = points("random_precision"), accuracy_points(random, "annotated")
+    published = points("published_precision")
+    plots.plot_summary(path, precision=precision, accuracy=accuracy, published=published, title=title)
+
+
+def accuracy_points(rows: Sequence[CycleRow], by: str) -> list[tuple[int, float, float | None]]:
+    """A field, mean accuracy in percent and its deviation, of each cycle after which classifiers were trained."""
+    return [(getattr(row, by), row.accuracy, row.deviation) for row in rows if row.accuracy is not None]
 
 
 if __name__ == "__main__":

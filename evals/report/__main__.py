@@ -46,7 +46,7 @@ from common.files import atomic_write, require_writable
 from common.session import run_command
 from evals.report.page import page_html
 from evals.report.runs import Run, find_runs, read_pool
-from evals.report.sections import make_sections
+from evals.report.sections import headlines, make_sections
 from utils import InputError
 
 PAGE = "report.html"
@@ -81,10 +81,8 @@ def write_report(page: Path, runs: Sequence[Run]) -> Path:
     pools = [read_pool(run, f"run{number}") for number, run in enumerate(runs, start=1) if run.queries]
     sections = make_sections(runs, pools, commands=COMMANDS)
     lead = f"{len(runs)} runs side by side; " if len(runs) > 1 else ""
-    data = sorted({query.files[0].dataset for run in runs for query in run.queries})
-    lead += f"data set {', '.join(data)}; " if data else ""
     lead += "contrastive coding for active learning under class distribution mismatch"
-    text = page_html(f"CCAL report: {', '.join(run.name for run in runs)}", lead, sections)
+    text = page_html(f"CCAL report: {', '.join(run.name for run in runs)}", lead, sections, first=headlines(runs))
     figures = page.with_name(f"{page.stem}_figures")
     files = {figures / name: content for section in sections for name, content in section.pictures.items()}
     for path, content in {**files, page: text.encode()}.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common import plots
-from common.plots import BLUE, GREY, INK, ORANGE, PALETTE, RED, Curve
+from common.plots import GREY, GROUP_COLORS, INK, MARKERS, PALETTE, TAN, Curve
 from evals.kept import KeptCycle
 from evals.metrics import describe
 from evals.report.page import Figure, Table
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_CURVES = 10  # of one figure; the table has all
-SHOWN_CLASSES = 4  # scatter plots of a cycle, and borders in a histogram
-FATES = {"not queried": GREY, "labeled at the start": INK, "queried, target": BLUE, "queried, other": RED}
-GROUPS = {"target": (TARGET, BLUE), "other": (OTHER, GREY), NOT_ANNOTATED: (UNKNOWN, GREY)}
+SHOWN_CLASSES = 4  # scatter plots of a cycle
+CROWD = 3000  # images in one figure, which are drawn smaller
+MARKS = {"target": "o", "other": "^", NOT_ANNOTATED: "s", "labeled at the start": "D"}
+GROUPS = {"target": TARGET, "other": OTHER, NOT_ANNOTATED: UNKNOWN}
 
 
 def curve_figures(
@@ -42,9 +43,8 @@ def curve_figures(
 def score_groups(pool: Pool, cycle: KeptCycle) -> dict[str, np.ndarray]:
     """Finite query scores by group; queried images are in two."""
     truth, scores = pool.truth(cycle), cycle.query_score
-    groups = {name: scores[truth == value] for name, (value, _) in GROUPS.items()} | {"queried": scores[cycle.rows]}
-    groups = {name: values[np.isfinite(values)] for name, values in groups.items()}
-    return {name: values for name, values in groups.items() if len(values)}
+    groups = {name: scores[truth == value] for name, value in GROUPS.items()} | {"queried": scores[cycle.rows]}
+    return {name: finite for name, values in groups.items() if len(finite := values[np.isfinite(values)])}
 
 
 def borders(cycle: KeptCycle) -> dict[int, float]:
@@ -63,19 +63,16 @@ def quantile_table(pool: Pool) -> Table:
 def histogram_figure(pool: Pool, number: int, cycle: KeptCycle, table: Table) -> Figure:
     """One cycle's distribution of the query score, with a line at the smallest queried value of each class."""
     groups = score_groups(pool, cycle)
-    colors = [ORANGE if name == "queried" else GROUPS[name][1] for name in groups]
-
-    def draw(axes: Axes) -> None:
-        plots.draw_histogram(axes, groups, xlabel="query score", colors=colors)
-        for border in list(borders(cycle).values())[:SHOWN_CLASSES]:
-            axes.axvline(border, color=INK, linestyle="--", linewidth=1)
-
+    lowest = borders(cycle)
+    named = {name: lowest[place] for place, name in enumerate(pool.query.targets) if place in lowest}
+    draws = plots.histogram_draws(groups, xlabel="query score", borders=named)
     caption = f"Cycle {number}"
     if len(cycle.pool) < cycle.pool_size:
         caption += f": {len(cycle.pool)} of the pool's {cycle.pool_size} images"
     medians = ", ".join(f"{name} {np.median(values):.3g}" for name, values in groups.items())
     alt = f"Histogram of the query score. {caption}; medians: {medians}"
-    return Figure(plots.draw_panel(f"scores_{pool.key}_cycle_{number}", draw), caption, alt, table)
+    panel = plots.draw_panel(f"scores_{pool.key}_cycle_{number}", *draws, height=0.5 + 2.4 * len(draws))
+    return Figure(panel, caption, alt, table)
 
 
 @dataclass(frozen=True)
@@ -85,23 +82,26 @@ class Points:
     name: str
     positions: np.ndarray  # (n, 2)
     color: str
-    ring: bool = False  # which other marks show through
+    marker: str
+    outlined: bool = False  # the queried, whose colour says what they are
     small: bool = False  # the background
 
 
 def scatter_panel(
     name: str, groups: Sequence[Points], *, labels: tuple[str, str] | None = None, border: float | None = None
 ) -> plots.Panel:
-    """Groups of images in a plane, drawn one over the other, and the line on which x + y is the border, if any."""
+    """Groups of images in a plane, the first on top, and the line on which x + y is the border, if any."""
+
+    sizes = (12, 18) if sum(len(group.positions) for group in groups) < CROWD else (4, 8)  # square points
 
     def draw(axes: Axes) -> None:
-        for group in groups:
-            marks = {"color": group.color, "linewidths": 0, "s": 9 if group.small else 14, "alpha": 0.8}
-            if group.ring:
-                marks = {"facecolors": "none", "edgecolors": group.color, "linewidths": 1.0, "s": 26}
-            if len(group.positions):
-                label = plots.series_label(f"{group.name} ({len(group.positions)})")
-                axes.scatter(*group.positions.T, label=label, rasterized=True, **marks)
+        for place, group in enumerate(group for group in groups if len(group.positions)):
+            look = {"color": group.color, "marker": group.marker, "s": sizes[not group.small], "alpha": 0.8}
+            look |= {"linewidths": 0, "rasterized": True, "zorder": 3 - place / len(groups)}
+            if group.outlined:  # as a drawing, in which the outline has the colour of the page's text
+                look |= {"edgecolors": INK, "linewidths": 0.6, "s": 22, "alpha": 1, "rasterized": False}
+            label = plots.series_label(f"{group.name} ({len(group.positions)})")
+            axes.scatter(*group.positions.T, label=label, **look)
         if border is not None:
             limits = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
             ends = np.asarray(limits["xlim"])
@@ -116,19 +116,27 @@ def scatter_panel(
     return plots.draw_panel(name, draw, height=4)
 
 
+def group_points(name: str, mask: np.ndarray, positions: np.ndarray, *, fate: str = "") -> Points:
+    """Images of one group of GROUPS; those queried, or labeled at the start, are outlined."""
+    look = GROUP_COLORS.get(name, GREY), MARKS.get(fate, MARKS.get(name, "o"))
+    title = f"{fate}, {name}" if fate else name
+    return Points(title, positions[mask], *look, outlined=bool(fate), small=not fate)
+
+
 def scatter_figures(pool: Pool, number: int, cycle: KeptCycle) -> list[Figure]:
     """The candidates of each class in one cycle by both scores."""
     truth, scores = pool.truth(cycle), np.stack([cycle.semantic, cycle.distinctive], axis=1)
     lowest, rows, drawn = borders(cycle), [], []
-    for place, class_name in enumerate(pool.targets):
-        own = cycle.pseudo_class == place
-        rings, targets = cycle.rows[own[cycle.rows]], truth == TARGET
-        counts = own.sum(), (own & targets).sum(), len(rings), targets[rings].sum()
+    is_queried = np.isin(np.arange(len(truth)), cycle.rows)
+    for place, class_name in enumerate(pool.query.targets):
+        own, targets = cycle.pseudo_class == place, truth == TARGET
+        counts = own.sum(), (own & targets).sum(), (own & is_queried).sum(), (own & is_queried & targets).sum()
         rows.append([number, class_name, *map(int, counts), lowest.get(place)])
         if place >= SHOWN_CLASSES or not own.any():
             continue
-        groups = [Points(n, scores[own & (truth == value)], color) for n, (value, color) in reversed(GROUPS.items())]
-        groups.append(Points("queried", scores[rings], ORANGE, ring=True))
+        groups = []
+        for fate, mask in (("queried", own & is_queried), ("", own & ~is_queried)):
+            groups += [group_points(n, mask & (truth == value), scores, fate=fate) for n, value in GROUPS.items()]
         border = lowest.get(place) if pool.query.strategy == "ccal" else None  # it alone ranks by the sum
         labels = "semantic score S(u)", "distinctive score D(u)"
         panel = scatter_panel(f"scatter_{pool.key}_cycle_{number}_class_{place}", groups, labels=labels, border=border)
@@ -156,24 +164,23 @@ def tsne_map(features: np.ndarray, *, seed: int = 0) -> np.ndarray:
 
 
 def class_points(positions: np.ndarray, classes: np.ndarray, targets: Sequence[str]) -> list[Points]:
-    """Images (n, 2) coloured by class name (n,): targets first in the palette, others while colours last, then grey."""
+    """Images (n, 2) by class name (n,): targets first in the palette, others while colours last, the rest alike."""
     others = [name for name in np.unique(classes).tolist() if name not in {*targets, NOT_ANNOTATED}]
-    colored = [*targets, *others][: len(PALETTE)]
-    further = ~np.isin(classes, [*colored, NOT_ANNOTATED])
-    groups = [Points("further classes", positions[further], GREY, small=True)]
-    groups.append(Points(NOT_ANNOTATED, positions[classes == NOT_ANNOTATED], GREY, small=True))
-    for name, color in reversed([*zip(colored, PALETTE)]):
+    looks = dict(zip([*targets, *others], zip(PALETTE, MARKERS)))
+    groups = []
+    for name, look in looks.items():
         title = f"{name}, target" if name in targets else name
-        groups.append(Points(title, positions[classes == name], color, small=name not in targets))
-    return groups
+        groups.append(Points(title, positions[classes == name], *look, small=name not in targets))
+    further = ~np.isin(classes, [*looks, NOT_ANNOTATED])
+    groups.append(Points("further classes", positions[further], TAN, "*", small=True))
+    return [*groups, Points(NOT_ANNOTATED, positions[classes == NOT_ANNOTATED], GREY, "o", small=True)]
 
 
 def map_figures(pool: Pool, encoder: str) -> list[Figure]:
     """The map of one feature space twice: by class, and by what became of the images."""
     positions, figures = tsne_map(pool.sample.features[encoder]), []
-    by_class = class_points(positions, pool.classes(), pool.targets)
-    fates = {name: (positions[mask], FATES.get(name, ORANGE)) for name, mask in pool.fates().items()}
-    by_fate = [Points(name, *drawn, small=name == "not queried") for name, drawn in fates.items()]
+    by_class = class_points(positions, pool.classes(), pool.query.targets)
+    by_fate = [group_points(name, mask, positions, fate=fate) for (fate, name), mask in pool.fates().items()]
     for kind, words, groups in (("class", "class", by_class), ("query", "fate in the query", by_fate)):
         panel = scatter_panel(f"map_{pool.key}_{encoder}_{kind}", groups)
         caption = f"{encoder.capitalize()} features by {words}"

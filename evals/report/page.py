@@ -136,13 +136,14 @@ def mosaic(images: Sequence[np.ndarray]) -> bytes:
     return png_bytes(np.hstack([part for image in images for part in (gap, image)][1:]))
 
 
-def page_html(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole page."""
+def page_html(title: str, lead: str, sections: Sequence[Section], *, first: Sequence[str] = ()) -> str:
+    """The whole page; the sentences that one is to read ``first`` stand below its title."""
     links = body = ""
     for number, section in enumerate(sections):
         heading, content = escape(section.title), "".join(section.parts)
         links += f'<li><a href="#part-{number}">{heading}</a></li>'
         body += f'<section aria-labelledby="part-{number}"><h2 id="part-{number}">{heading}</h2>{content}</section>\n'
+    lines = "".join(f'<p class="first">{escape(text)}</p>' for text in first) + f'<p class="quiet">{escape(lead)}</p>'
     template = Template((TEMPLATES / "report.html").read_text())
     style = (TEMPLATES / "report.css").read_text()
-    return template.substitute(title=escape(title), lead=escape(lead), style=style, links=links, body=body)
+    return template.substitute(title=escape(title), lead=lines, style=style, links=links, body=body)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.checkpoint import ARGS_FILE
-from common.files import SMALL_JSON, read_json
+from common.files import SMALL_JSON, is_number, read_json
 from common.provenance import read_log
 from datasets.index_files import IndexFile, index_path, numbered_files, read_index_file
 from datasets.results_file import Row, read_rows
@@ -43,6 +43,7 @@ class Query:
     files: list[IndexFile]  # from cycle 0 on, at least that one
     rows: list[CycleRow]  # what each of them says
     strategy: str
+    targets: list[str]  # names of the target classes
     classifier: Row | None  # the last of those trained on its labeled sets
 
 
@@ -54,6 +55,7 @@ class Run:
     encoders: list[EncoderRun]  # semantic ones first
     queries: list[Query]  # the one whose scores and images are shown first, random ones last
     classifier_seconds: float  # of all rows of results.csv
+    feature_seconds: dict[str, float]  # of making the features that are kept, by digest of the encoder's checkpoint
     notes: list[str]  # files that could not be used, and why
 
 
@@ -79,10 +81,13 @@ def find_run(folder: Path, name: str) -> Run:
     if not (encoders or cycles):
         damaged = f" ({notes[0]})" if notes else ""
         raise InputError(f"{folder} holds no encoder and no index file that a report could show{damaged}; {HINT}")
-    queries = [make_query(path, folder, files, [*results.values()]) for path, files in cycles.items()]
+    samples = readable(filter(Path.is_file, map(kept.sample_path, cycles)), kept.read_sample, []).items()
+    names = {cycles[path.parent.parent][0].split_digest: sample.class_names for path, sample in samples}
+    queries = [make_query(path, folder, files, [*results.values()], names) for path, files in cycles.items()]
     queries.sort(key=lambda query: ({"ccal": 0, "random": 2}.get(query.strategy, 1), query.name))
     seconds = sum(row.seconds for rows in results.values() for row in rows)
-    return Run(name, sorted(encoders.values(), key=lambda encoder: encoder.mode != "semantic"), queries, seconds, notes)
+    trained = sorted(encoders.values(), key=lambda encoder: encoder.mode != "semantic")
+    return Run(name, trained, queries, seconds, feature_seconds(folder), notes)
 
 
 def readable(paths: Iterable[Path], read: Callable[[Path], Any], notes: list[str]) -> dict[Path, Any]:
@@ -130,14 +135,27 @@ def read_cycles(folder: Path, notes: list[str]) -> list[IndexFile]:
     return files
 
 
-def make_query(path: Path, folder: Path, files: list[IndexFile], results: list[list[Row]]) -> Query:
-    """A query with the accuracies of its labeled sets, from the first results.csv that has any."""
-    strategy, rows, classifier = files[0].strategy, cycle_rows(files), None
+def feature_seconds(folder: Path) -> dict[str, float]:
+    """Looks for features that queries of one run have kept; see Run."""
+    paths = (path.with_suffix(".json") for path in folder.rglob("*.npy"))
+    found = readable(paths, lambda path: read_json(path, limit=SMALL_JSON), []).values()
+    records = [record for record in found if isinstance(record, dict) and is_number(record.get("seconds"), 0)]
+    return {str(record.get("checkpoint")): record["seconds"] for record in records}
+
+
+def make_query(path: Path, folder: Path, files: list[IndexFile], results: list[list[Row]], names: dict) -> Query:
+    """A query with the accuracies of its labeled sets, from the first results.csv that has any.
+
+    ``names`` of all classes are by split digest; a class whose name no file holds is called by its number.
+    """
+    strategy, rows, classifier, last = files[0].strategy, cycle_rows(files), None, files[-1]
+    known = dict(enumerate(names.get(last.split_digest, ())))
+    targets = last.class_names or [known.get(number, f"class {number}") for number in last.target_classes]
     for table in results:
         found = cycle_rows(files, results=table)
         if classifier is None and any(row.seeds for row in found):
             rows, classifier = found, [row for row in table if row.strategy == strategy][-1]
-    return Query(path, path.relative_to(folder).as_posix(), files, rows, strategy, classifier)
+    return Query(path, path.relative_to(folder).as_posix(), files, rows, strategy, targets, classifier)
 
 
 @dataclass(frozen=True)
@@ -156,12 +174,6 @@ class Pool:
     answers: dict[int | str, tuple[int, str]]  # by image, OTHER or TARGET, and the class in words
     digests: dict[str, str]  # of the files that index files name, by path
 
-    @property
-    def targets(self) -> list[str]:
-        """Names of the target classes."""
-        last, names = self.query.files[-1], self.sample.class_names if self.sample else ()
-        return last.class_names or [names[n] if n < len(names) else str(n) for n in last.target_classes]
-
     def keys(self, images: np.ndarray, paths: np.ndarray | None) -> list[int] | list[str]:
         """By what some images, (n,), are known."""
         return [self.digests.get(path, path) for path in paths.tolist()] if self.digests else images.tolist()
@@ -179,20 +191,20 @@ class Pool:
         truth[cycle.rows] = self.known(cycle.queried, cycle.paths)[0]
         return truth
 
-    def fates(self) -> dict[str, np.ndarray]:
-        """What became of each image of the sample in all cycles, as masks by name, (n,)."""
+    def fates(self) -> dict[tuple[str, str], np.ndarray]:
+        """What became of each image of the sample in all cycles and what it is, as masks, (n,)."""
         keys, (truth, _) = (part(self.sample.images, self.sample.paths) for part in (self.keys, self.known))
         start = np.isin(keys, listed(self.query.files[0], "labeled"))
         queried = ~start & np.isin(keys, [key for content in self.query.files for key in listed(content, "queried")])
-        names = {"other": OTHER, "target": TARGET, NOT_ANNOTATED: UNKNOWN}
-        fates = {f"queried, {name}": queried & (truth == value) for name, value in names.items()}
-        return {"not queried": ~start & ~queried, **fates, "labeled at the start": start}
+        names = {"target": TARGET, "other": OTHER, NOT_ANNOTATED: UNKNOWN}
+        fates = {("queried", name): queried & (truth == value) for name, value in names.items()}
+        return {("labeled at the start", "target"): start, **fates, ("", "not queried"): ~start & ~queried}
 
     def classes(self) -> np.ndarray:
         """Class names of the images of the sample, (n,)."""
-        names, (_, words) = self.sample.class_names, self.known(self.sample.images, self.sample.paths)
+        names, (_, words) = dict(enumerate(self.sample.class_names)), self.known(self.sample.images, self.sample.paths)
         labels = self.sample.labels.tolist()
-        return np.array([word if n < 0 else names[n] if n < len(names) else str(n) for n, word in zip(labels, words)])
+        return np.array([word if n < 0 else names.get(n, f"class {n}") for n, word in zip(labels, words)])
 
 
 def listed(content: IndexFile, name: str) -> list[int] | list[str]:

@@ -20,7 +20,7 @@ from evals.kept import rows_of_pictures
 from evals.report import figures
 from evals.report.page import Cell, Section, Table, Thumbnail
 from evals.report.runs import OTHER, EncoderRun, Pool, Query, Run
-from evals.summary import published_found
+from evals.summary import accuracy_points, headline, published_found
 
 SHOWN_CYCLES = 6  # histograms and image rows: as many, evenly chosen, the first and the last among them
 EPOCH_ROWS = 60
@@ -53,22 +53,31 @@ def named_queries(runs: Sequence[Run]) -> list[Named]:
     return named
 
 
+def headlines(runs: Sequence[Run]) -> list[str]:
+    """What each run's queries found, in a sentence."""
+    found = [(run.name, headline({label: query.rows for label, query, _ in named_queries([run])})) for run in runs]
+    return [f"{name}: {words}" if len(runs) > 1 else words for name, words in found if words]
+
+
 def overview_section(queries: Sequence[Named], commands: Mapping[str, str]) -> Section:
-    """A row per query: the data, and what all its cycles found."""
+    """The data in a sentence, and a row per query: what all its cycles found."""
     section = Section("Overview")
     if not queries:
         section.miss(f"No index files are in what was given: {commands['query']} queries the pool and writes them.")
         return section
-    rows = []
+    rows, data = [], {}
     for name, query, _ in queries:
-        first, last = query.files[0], query.rows[-1]
-        queried, found = (sum(getattr(row, key) for row in query.rows) for key in ("queried", "found"))
-        classes = " ".join(map(str, query.files[-1].target_classes))
-        row: list[Cell] = [name, first.dataset, first.mismatch, classes, last.cycle, queried, found]
-        row += [100 * found / queried if queried else None, last.recall, last.labeled]
+        first, last, found = query.files[0], query.rows[-1], sum(row.found for row in query.rows)
+        share = "an unknown share" if first.mismatch is None else f"{100 * first.mismatch:.4g} %"
+        words = f"Data set {first.dataset}, target classes {', '.join(query.targets)}; {share} of the pool are others"
+        data.setdefault(words, []).append(name)
+        row: list[Cell] = [name, last.cycle, last.annotated, found]
+        row += [100 * found / last.annotated if last.annotated else None, last.recall, last.labeled]
         rows.append([*row, mean_text(last.accuracy, last.deviation) if last.seeds else None])
-    heading = ["query", "data set", "mismatch", "target classes", "cycles", "queried", "target found", "precision (%)"]
-    section.table(Table([*heading, "recall (%)", "labeled", "accuracy"], rows))
+    for words, names in data.items():
+        section.say(f"{words} ({', '.join(names)})." if len(data) > 1 else f"{words}.")
+    heading = ["query", "cycles", "queried", "target found", "precision (%)", "recall (%)", "labeled", "accuracy"]
+    section.table(Table(heading, rows))
     return section
 
 
@@ -122,19 +131,24 @@ def add_sources(section: Section, queries: Sequence[Named]) -> None:
 
 
 def accuracy_section(queries: Sequence[Named], commands: Mapping[str, str]) -> Section:
-    """Accuracy of the classifier by labeled images."""
-    section = Section("Accuracy by labeled images")
+    """Accuracy of the classifier by what it cost, which is images annotated, and by labeled images."""
+    section = Section("Accuracy of the classifier")
     measured = [(name, row) for name, query, _ in queries for row in query.rows if row.seeds]
-    rows = [[name, row.labeled, row.accuracy, row.deviation, row.seeds] for name, row in measured]
+    rows = [[name, row.annotated, row.labeled, row.accuracy, row.deviation, row.seeds] for name, row in measured]
     if not rows:
         command = f"{commands['classifier']} trains the classifiers (with the flags of data and split)"
         section.miss(f"No results.csv belongs to these index files: {command}.")
         return section
-    section.say("On test images of the target classes, after the last epoch: mean and standard deviation over seeds.")
-    curves = [Curve(name, [tuple(row[1:4]) for row in rows if row[0] == name], color) for name, _, color in queries]
-    table = Table(["query", "labeled", "accuracy (%)", "deviation", "seeds"], rows)
-    labels = {"xlabel": "labeled target images", "ylabel": "test accuracy (%)"}
-    section.figures(figures.curve_figures("accuracy", "Accuracy of the classifier", curves, table, **labels))
+    section.say(
+        "On test images of the target classes, after the last epoch: mean and standard deviation over seeds. Annotated "
+        "is all that was queried, others included. Labeled are the targets among it and the initial images."
+    )
+    table, panels = Table(["query", "annotated", "labeled", "accuracy (%)", "deviation", "seeds"], rows), []
+    for key, label in (("annotated", "images annotated, others included"), ("labeled", "labeled target images")):
+        curves = [Curve(name, accuracy_points(query.rows, key), color) for name, query, color in queries]
+        labels = {"xlabel": label, "ylabel": "test accuracy (%)"}
+        panels += figures.curve_figures(f"accuracy_{key}", f"Accuracy by {label}", curves, table, **labels)
+    section.figures(panels)
     return section
 
 
@@ -143,16 +157,19 @@ def pool_sections(pools: Sequence[Pool], commands: Mapping[str, str]) -> list[Se
     scores, pairs = Section("Scores of the pool"), Section("Semantic against distinctive score")
     maps, images = Section("Maps of the feature spaces"), Section("Queried images")
     scores.say(
-        "The score by which images were queried, over each cycle's pool. Dashed: the smallest queried value of each "
-        "target class. Where the queried stand over the targets and clear of the others, the query is right."
+        "The score by which images were queried, over each cycle's pool, all groups in the same bins and on one axis; "
+        "where the queried would hardly be seen, it is drawn again, cut off above their bars. Border: a class's "
+        "smallest queried value. Where the queried stand over the targets and clear of the others, the query is right."
     )
     pairs.say(
         "Each candidate of a target class: to the right, how much it looks like the class; upwards, how unlike it is "
-        "to what is labeled already. The query takes what lies beyond the dashed line, on which the sum is constant."
+        "to what is labeled already. The query takes what lies beyond the dashed line, on which the sum is constant. "
+        "Colour and shape say what an image is; the queried are outlined."
     )
     maps.say(
         "t-SNE of a random sample of the images, by the angles between features; distances between far groups mean "
-        "little. Semantic features should part classes; distinctive ones tell single images apart."
+        "little. Semantic features should part classes; distinctive ones tell single images apart. Of images by fate, "
+        "those that were queried or labeled are outlined."
     )
     images.say(
         "Of each cycle: the queried images with the highest scores, those with the lowest, and the highest-scored ones "
@@ -192,8 +209,8 @@ def add_scores(scores: Section, pairs: Section, pool: Pool) -> None:
     both = [cycle for cycle in pool.cycles if cycle[1].semantic is not None and cycle[1].distinctive is not None]
     if not both:
         pairs.miss(f"The strategy {pool.query.strategy} does not have both scores.")
-    elif len(pool.targets) > figures.SHOWN_CLASSES:
-        pairs.say(f"The first {figures.SHOWN_CLASSES} of {len(pool.targets)} target classes; the tables have all.")
+    elif (count := len(pool.query.targets)) > figures.SHOWN_CLASSES:
+        pairs.say(f"The first {figures.SHOWN_CLASSES} of {count} target classes; the tables have all.")
     pairs.figures([figure for cycle in evenly(both, 2) for figure in figures.scatter_figures(pool, *cycle)])
 
 
@@ -257,7 +274,7 @@ def settings_of(run: Run) -> dict[tuple[str, str], Any]:
         first = query.files[0]
         stage = f"query ({query.strategy})" + ("" if strategies.count(query.strategy) == 1 else f" in {query.name}")
         stages[stage] = {"data set": first.dataset, "share of other classes": first.mismatch, **first.settings}
-        stages[stage] |= {"classes": first.target_classes, "initial images": len(first.labeled)}
+        stages[stage] |= {"classes": ", ".join(query.targets), "initial images": len(first.labeled)}
         stages[stage] |= {"strategy": query.strategy, "split": first.split_digest[:12]}
         if query.classifier:
             names = settings.identity_names(settings.ClassifierSettings)
@@ -319,8 +336,13 @@ def stage_rows(run: Run) -> list[list[Cell]]:
         seconds = sum(values.get("seconds", 0) for values in encoder.epochs)
         rows.append([encoder.name, duration(seconds), f"{len(encoder.epochs)} epochs of training"])
     for query in run.queries:
-        seconds = sum(content.seconds for content in query.files)
-        rows.append([query.name, duration(seconds), "scoring and selection, without features"])
+        seconds, words = sum(content.seconds for content in query.files), "scoring and selection, without features"
+        used = query.files[-1].settings.get("checkpoint_digests")
+        spent = [run.feature_seconds.get(str(digest)) for digest in used.values()] if isinstance(used, dict) else []
+        if spent and None not in spent:
+            words = f"features {duration(sum(spent))}, scoring and selection {duration(seconds)}"
+            seconds += sum(spent)
+        rows.append([query.name, duration(seconds), words])
     if run.classifier_seconds:
         rows.append(["classifier", duration(run.classifier_seconds), "training of all seeds and cycles"])
     return rows

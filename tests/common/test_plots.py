@@ -15,9 +15,11 @@ from common.plots import (
     GREY,
     INK,
     PALETTE,
+    TAN,
     Curve,
     draw_curves,
     draw_panel,
+    histogram_draws,
     inline_svg,
     legend_columns,
     plot_accuracy,
@@ -51,7 +53,7 @@ ACCURACIES = {
 PRECISIONS = {"not finite": {"ccal": [(1, NAN), (2, INFINITE)]}, "nothing": {}}
 DRAW = {f"histogram, {n}": lambda p, d=d: plot_histogram(p, d, label="score") for n, d in HISTOGRAMS.items()}
 DRAW |= {f"accuracy, {n}": lambda p, d=d: plot_accuracy(p, d) for n, d in ACCURACIES.items()}
-DRAW |= {f"summary, {n}": lambda p, d=d: plot_summary(p, precision=d, accuracy=[]) for n, d in PRECISIONS.items()}
+DRAW |= {f"summary, {n}": lambda p, d=d: plot_summary(p, precision=d, accuracy={}) for n, d in PRECISIONS.items()}
 
 
 @pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
@@ -60,6 +62,38 @@ def test_whatever_is_drawn_is_one_png_without_a_warning(tmp_path, draw):
         warnings.simplefilter("error")
         draw(tmp_path / "made" / "figure.png")
     pixels_of(tmp_path / "made" / "figure.png")
+
+
+def test_groups_of_a_histogram_share_their_bins_and_one_axis_from_0() -> None:
+    """A hundred others for one target: its bars are a hundredth of theirs, and are seen where the rest is cut off."""
+    from matplotlib.figure import Figure
+
+    groups = {"other": np.repeat([0.0, 1.0], 400), "target": np.repeat([0.0, 1.0], 4), "queried": np.array([1.0, 1.0])}
+    whole, enlarged = (Figure().add_subplot() for _ in range(2))
+    for draw, axes in zip(histogram_draws(groups, xlabel="x", borders={"cat": 0.5}), (whole, enlarged), strict=True):
+        draw(axes)
+        handles, labels = axes.get_legend_handles_labels()
+        counts = dict(zip(labels, (handle.get_data().values for handle in handles[:3])))
+        assert {name: (values[0], values[-1]) for name, values in counts.items()} == {
+            "other (800)": (400, 400), "target (8)": (4, 4), "queried (2)": (0, 2),
+        }  # fmt: skip
+        assert len({tuple(handle.get_data().edges) for handle in handles[:3]}) == 1
+        assert axes.get_yscale() == "linear" and axes.get_ylim()[0] == 0 and labels[3] == "border: cat"
+    assert whole.get_ylim()[1] > 400 and enlarged.get_ylim()[1] == pytest.approx(2.2)
+    assert len(histogram_draws({"target": np.zeros(3), "queried": np.zeros(2)}, xlabel="x")) == 1  # all can be seen
+
+
+def test_the_accuracies_of_queries_stand_in_one_panel_in_the_colours_of_their_precision(tmp_path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr("common.plots.draw_curves", lambda axes, curves, **labels: drawn.append((curves, labels)))
+    points = [(0, 80.0, None), (60, 90.0, 1.0)]
+    plot_summary(tmp_path / "x.png", precision={"a": [(1, 9.0)], "b": []}, accuracy={"a": [], "b": points})
+    curves, labels = drawn[1]
+    assert labels["xlabel"] == "images annotated, others included"
+    assert [(curve.name, curve.points, curve.color) for curve in curves] == [
+        ("a", [], PALETTE[0]),
+        ("b", points, PALETTE[1]),
+    ]
 
 
 def test_a_figure_replaces_an_earlier_one_or_leaves_everything_as_it_was(tmp_path):
@@ -100,7 +134,7 @@ def test_a_panel_draws_each_curve_with_its_name_whatever_it_is():
 def test_names_fit_into_legends_and_colours_show_on_light_and_dark():
     assert series_label("_a") == " _a" and len(series_label("x" * 99)) == 44
     assert [legend_columns(["ab", "x" * n]) for n in (13, 14, 24, 25)] == [3, 2, 2, 1]
-    for color in (*PALETTE, GREY):  # against white, and the page's dark ground (#15181c)
+    for color in (*PALETTE, GREY, TAN):  # against white, and the page's dark ground (#15181c)
         parts = [(int(color[place : place + 2], 16) / 255) ** 2.2 for place in (1, 3, 5)]
         luminance = np.dot([0.2126, 0.7152, 0.0722], parts)
         assert 1.05 / (luminance + 0.05) > 3 and (luminance + 0.05) / (0.009 + 0.05) > 3, color

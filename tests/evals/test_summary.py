@@ -49,12 +49,23 @@ def test_the_table_puts_together_what_the_files_hold(tmp_path: Path, argv: list[
     summary.main(argv)
     with open(tmp_path / "out" / "summary.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    names = ["cycle", "labeled", "queried", "found", "precision", "random_precision", "accuracy", "deviation", "seeds"]
+    names = [
+        "cycle",
+        "labeled",
+        "queried",
+        "found",
+        "precision",
+        "random_precision",
+        "accuracy",
+        "deviation",
+        "seeds",
+        "annotated",
+    ]
     assert list(rows[0])[:8] == names[:8]
     assert [[row[name] for name in names] for row in rows] == [
-        ["0", "2", "0", "0", "", "", "70.0", "", "1"],
-        ["1", "11", "10", "9", "90.0", "20.0", "", "", "0"],
-        ["2", "16", "10", "5", "50.0", "30.0", "82.0", str(8**0.5), "2"],  # |84 - 80| / sqrt(2), ddof = 1
+        ["0", "2", "0", "0", "", "", "70.0", "", "1", "0"],
+        ["1", "11", "10", "9", "90.0", "20.0", "", "", "0", "10"],
+        ["2", "16", "10", "5", "50.0", "30.0", "82.0", str(8**0.5), "2", "20"],  # |84 - 80| / sqrt(2), ddof = 1
     ]
     assert [(row["auroc_semantic"], row["pool"]) for row in rows] == [("", ""), ("0.97", "40"), ("0.97", "30")]
     shown = capsys.readouterr().out
@@ -62,6 +73,38 @@ def test_the_table_puts_together_what_the_files_hold(tmp_path: Path, argv: list[
     assert "random query" in heading and "published" not in heading and "AUROC of the score" not in heading
     assert lines[2].split() == ["2", "10", "5", "50.0", "%", "30.0", "%", "0.9700", "16", "82.00", "±", "2.83", "%"]
     assert (tmp_path / "out" / "summary.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_figure_has_accuracy_by_images_annotated(tmp_path: Path, argv: list[str], monkeypatch) -> None:
+    """Those of the query, and those of the random one where they are in the same results.csv."""
+    shown = []
+    monkeypatch.setattr("common.plots.plot_summary", lambda path, **given: shown.append(given))
+    last = summary.read_cycles(tmp_path / "random")[-1]
+    [row, *_] = summary.read_rows(tmp_path / "results.csv")
+    changes = {"strategy": "random", "cycle": 2, "accuracy": 75.0, "index_digest": int64_digest(last.labeled)}
+    append_row(tmp_path / "results.csv", dataclasses.replace(row, **changes))
+    summary.main(argv)
+    assert shown[0]["accuracy"] == {"ccal": [(0, 70.0, None), (20, 82.0, 8**0.5)], "random": [(20, 75.0, None)]}
+    rows = summary.cycle_rows(summary.read_cycles(tmp_path / "random"))
+    summary.draw(tmp_path / "x.png", rows, strategy="random")  # its own precision is not overwritten
+    assert shown[1]["precision"] == {"random": [(1, 20.0), (2, 30.0)]}
+
+
+def test_what_was_found_is_said_in_one_sentence(tmp_path: Path) -> None:
+    write_query(tmp_path, "any", [0, 0])
+    empty = summary.cycle_rows(summary.read_cycles(tmp_path))
+
+    def rows(*found: int) -> list[summary.CycleRow]:
+        return [dataclasses.replace(empty[n], found=count, annotated=750 * n) for n, count in enumerate([0, *found])]
+
+    both, random = rows(900, 575), rows(309, 0)
+    assert summary.headline({"posterior": both, "random": random}) == "1,475 of 1,500 queried were targets; random 309"
+    assert summary.headline({"posterior": both}) == "1,475 of 1,500 queried were targets"
+    assert summary.headline({"new": rows(), "random": random}) == "random: 309 of 1,500 queried were targets"
+    assert summary.headline({"posterior": both, "short": rows(7), "random": random}) == (
+        "posterior: 1,475 of 1,500 queried were targets; short 7 of 750; random 309"
+    )
+    assert summary.headline({"new": rows()}) == summary.headline({}) == ""
 
 
 @pytest.mark.parametrize(

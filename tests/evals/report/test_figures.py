@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.plots import GREY, PALETTE
+from common.plots import BLUE, GREY, ORANGE, PALETTE
 from evals.kept import KeptCycle
-from evals.report.figures import borders, class_points, tsne_map
+from evals.report.figures import borders, class_points, group_points, scatter_panel, tsne_map
 from evals.report.page import Table, escape, mosaic, shown, table_html
 from evals.report.runs import find_run, read_pool
 from evals.report.sections import evenly
@@ -34,6 +34,21 @@ def test_classes_are_coloured_targets_first() -> None:
     many = class_points(np.zeros((30, 2)), np.array([f"{n:02}" for n in range(30)]), ["29"])
     counts = {group.name: len(group.positions) for group in many}
     assert sum(counts.values()) == 30 and counts["further classes"] == 20 and counts["29, target"] == 1
+    shapes = [(group.color, group.marker) for group in many]
+    assert len({marker for _, marker in shapes[:10]}) == 10  # told apart without colours, too
+    assert len({*shapes}) == len({color for color, _ in shapes}) == 12  # neither the rest nor the unknown is alike
+
+
+def test_what_is_queried_keeps_the_colour_and_shape_of_what_it_is() -> None:
+    mask, positions = np.array([True, False]), np.zeros((2, 2))
+    for name, color in {"target": BLUE, "other": ORANGE, "not annotated": GREY}.items():
+        queried, left = (group_points(name, mask, positions, fate=fate) for fate in ("queried", ""))
+        assert (queried.color, queried.marker) == (left.color, left.marker) and left.color == color
+        assert queried.outlined and not left.outlined and queried.name == f"queried, {name}"
+    start = group_points("target", mask, positions, fate="labeled at the start")
+    assert (start.color, start.marker, len(start.positions)) == (BLUE, "D", 1)
+    panel = scatter_panel("p", [queried, left])
+    assert "stroke: currentColor" in panel.svg  # the outline shows on a dark page, too
 
 
 def test_a_map_parts_what_the_features_part_and_is_repeatable() -> None:
@@ -54,8 +69,8 @@ def test_fates_part_all_images_of_the_sample(tmp_path: Path) -> None:
     pool = read_pool(find_run(build_run(tmp_path), "run"), "run1")
     fates = pool.fates()
     assert {name: int(mask.sum()) for name, mask in fates.items()} == {
-        "not queried": 80, "queried, other": 9, "queried, target": 11, "queried, not annotated": 0,
-        "labeled at the start": 20,
+        ("", "not queried"): 80, ("queried", "other"): 9, ("queried", "target"): 11, ("queried", "not annotated"): 0,
+        ("labeled at the start", "target"): 20,
     }  # fmt: skip
     assert np.sum(list(fates.values()), axis=0).tolist() == [1] * 120
     assert pool.classes()[[0, 2, 3, 4]].tolist() == ["cat", "frog", "ship", "cat"]

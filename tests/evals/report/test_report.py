@@ -19,9 +19,12 @@ from common.session import run_command
 from datasets.index_files import IndexFile, write_index_file
 from evals import kept, summary
 from evals.report import __main__ as report
+from evals.report.runs import find_run
+from evals.report.sections import stage_rows
 from tests.chromium import Tab, running_browser
 from tests.evals.report.made_up import (
     DIGEST,
+    HOSTILE,
     build_run,
     result_of,
     save_cycle,
@@ -29,6 +32,14 @@ from tests.evals.report.made_up import (
     write_encoder,
     write_query,
 )  # fmt: skip
+
+# Of each table whether it is wider than its place, and whether it says so, which the browser knows a frame later.
+WIDE_TABLES = """
+    document.querySelectorAll("details").forEach((part) => { part.open = true; });
+    const answer = () => [...document.querySelectorAll(".scroll")].map((box) =>
+        [box.scrollWidth > box.clientWidth, parseFloat(getComputedStyle(box, "::before").height) > 9]);
+    setTimeout(() => arguments[0](answer()), 200);
+"""
 
 
 class Page:
@@ -83,13 +94,60 @@ def test_the_numbers_are_those_of_the_files(made: tuple[Path, Page]) -> None:
         ["random", "2", "10", "1", "10.00", "7.50", "0.75", "0.625", "23", "80"],
     ]
     # 60 and 64 have the deviation sqrt(8) (ddof = 1)
-    assert page.rows("query", "labeled") == [["ccal", "20", "62.00", "2.83", "2"], ["ccal", "31", "80.00", "–", "1"]]
-    overview = ["ccal", "npz", "0.8", "0 1", "2", "20", "11", "55.00", "27.50", "31", "80.00 %"]
-    assert page.rows("query", "data set")[0] == overview
+    accuracies = [["ccal", "0", "20", "62.00", "2.83", "2"], ["ccal", "20", "31", "80.00", "–", "1"]]
+    assert page.rows("query", "annotated") == accuracies
+    assert page.rows("query", "cycles")[0] == ["ccal", "2", "20", "11", "55.00", "27.50", "31", "80.00 %"]
     assert page.rows("encoder", "epoch")[-1] == ["enc/semantic", "3", "2.50", "60.00", "23.00"]
     times = [row[:2] for row in page.rows("stage", "time")]
     assert times[0] == ["enc/semantic", "3.0 min"] and ["query", "60 s"] in times and times[-1] == ["classifier", "4 s"]
     assert page.rows("stage", "commit")[0][1:] == ["0123456789abcdef0123-dirty", "torch 2.99"]
+
+
+def test_it_begins_with_what_was_found_and_calls_classes_by_their_names(made: tuple[Path, Page]) -> None:
+    _, page = made
+    start = re.sub(r"<[^>]*>", " ", page.text[page.text.index("</h1>") :]).split(maxsplit=10)
+    assert " ".join(start[:9]) == "11 of 20 queried were targets; random 3 contrastive"
+    assert f"Data set npz, target classes cat, {HOSTILE}; 80 % of the pool are others." in page.sections[
+        "Overview"
+    ].replace("\ufffd", "\u2028")
+    named = [row for row in page.rows("stage", "setting") if row[1] == "classes"]
+    assert [row[0] for row in named] == ["query (ccal)", "query (random)"] and all("cat, " in row[2] for row in named)
+    assert "logarithmic" not in page.text
+
+
+def test_classes_without_names_are_numbered_and_several_runs_have_a_sentence_each(tmp_path: Path) -> None:
+    for name, found in (("one", (7,)), ("two", (9, 8))):
+        write_query(tmp_path / name, "ccal", found=found)
+    page = make(tmp_path / "one", tmp_path / "two", out=tmp_path / "both.html")
+    assert re.findall(r'<p class="first">(.*?)</p>', page.text) == [
+        "one: 7 of 10 queried were targets",
+        "two: 17 of 20 queried were targets",
+    ]
+    assert "target classes class 0, class 1;" in page.sections["Overview"]
+
+
+@pytest.mark.parametrize(
+    ("used", "wanted"),
+    [
+        ("ab", ["11.0 min", "features 10.0 min, scoring and selection 60 s"]),
+        ("a", ["2.7 min", "features 100 s, scoring and selection 60 s"]),
+        ("ac", ["60 s", "scoring and selection, without features"]),  # nobody knows what c's took
+        ("", ["60 s", "scoring and selection, without features"]),
+    ],
+)
+def test_the_time_of_a_query_has_that_of_its_features_in_it(used: str, wanted: list[str], tmp_path: Path) -> None:
+    write_query(tmp_path / "query", "ccal")
+    for path in (tmp_path / "query").glob("cycle_*.json"):
+        content = json.loads(path.read_text())
+        content["settings"]["checkpoint_digests"] = {letter: letter * 64 for letter in used}
+        path.write_text(json.dumps(content))
+    kept_features = {"semantic": {"checkpoint": "a" * 64, "seconds": 100.0}, "damaged": [], "by_hand": None}
+    kept_features |= {"distinctive": {"checkpoint": "b" * 64, "seconds": 500}, "older": {"checkpoint": "c" * 64}}
+    for name, record in kept_features.items():
+        (tmp_path / f"{name}.npy").touch()
+        if record is not None:
+            (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    assert stage_rows(find_run(tmp_path, "run")) == [["query", *wanted]]
 
 
 def test_scores_and_images_are_those_that_the_query_kept(made: tuple[Path, Page]) -> None:
@@ -128,7 +186,7 @@ def test_nothing_is_loaded_and_all_is_escaped(made: tuple[Path, Page]) -> None:
 def test_each_figure_is_sound_svg_with_words_a_table_and_a_png(made: tuple[Path, Page]) -> None:
     folder, page = made
     figures = re.findall(r"<figure>(.*?)</figure>", page.text, flags=re.DOTALL)
-    assert len(figures) == 2 + 1 + 2 + 4 + 4 + 4  # found, accuracy, histograms, scatter plots, maps, training
+    assert len(figures) == 2 + 2 + 2 + 4 + 4 + 4  # found, accuracy, histograms, scatter plots, maps, training
     for figure in figures:
         svg = ET.fromstring(re.search(r"<svg.*</svg>", figure, flags=re.DOTALL)[0])
         assert svg.get("role") == "img" and len(svg.get("aria-label")) > 20
@@ -142,7 +200,7 @@ def test_what_is_missing_is_said_with_the_command(tmp_path: Path) -> None:
     write_encoder(tmp_path / "one" / "semantic", "semantic")
     alone = make(tmp_path / "one").sections
     assert "active_main.py" in alone["What the queries found"]
-    assert "train_classifier.main" in alone["Accuracy by labeled images"]
+    assert "train_classifier.main" in alone["Accuracy of the classifier"]
     assert "contrast_main.py --mode distinctive" in alone["Training of the encoders"]
     write_query(tmp_path / "two", "ccal")
     without = make(tmp_path / "two").sections
@@ -298,6 +356,8 @@ def test_a_browser_shows_it_at_any_width_in_light_and_dark(made: tuple[Path, Pag
             metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
             assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+            said = driver.execute_async_script(WIDE_TABLES)
+            assert all(is_wide == is_said for is_wide, is_said in said) and len({*map(tuple, said)}) == 2
         for scheme in ("light", "dark"):
             features = [{"name": "prefers-color-scheme", "value": scheme}]
             driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
