@@ -158,7 +158,7 @@ def pool_sections(pools: Sequence[Pool], commands: Mapping[str, str]) -> list[Se
     maps, images = Section("Maps of the feature spaces"), Section("Queried images")
     scores.say(
         "The score by which images were queried, over each cycle's pool, all groups in the same bins and on one axis; "
-        "where the queried would hardly be seen, it is drawn again, cut off above their bars. Border: a class's "
+        "where the queried would hardly be seen, all is drawn again, enlarged. Border: a class's "
         "smallest queried value. Where the queried stand over the targets and clear of the others, the query is right."
     )
     pairs.say(

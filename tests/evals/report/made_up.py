@@ -75,12 +75,14 @@ def save_sample(folder: Path, **more: object) -> None:
     kept.save_sample(folder, banks, labels, **{"class_names": CLASSES, **more})
 
 
-def write_results(path: Path, folder: Path, *, accuracies: dict[int, tuple[float, ...]]) -> None:
+def write_results(
+    path: Path, folder: Path, *, accuracies: dict[int, tuple[float, ...]], strategy: str = "ccal"
+) -> None:
     lines = [",".join(COLUMNS)]
     for cycle, values in accuracies.items():
         digest = int64_digest(json.loads((folder / f"cycle_{cycle}.json").read_text())["labeled"])
         for seed, value in enumerate(values):
-            row = dict.fromkeys(COLUMNS, "1") | {"strategy": "ccal", "cycle": cycle, "seed": seed, "seconds": 1.5}
+            row = dict.fromkeys(COLUMNS, "1") | {"strategy": strategy, "cycle": cycle, "seed": seed, "seconds": 1.5}
             row |= {"accuracy": value, "index_digest": digest}
             lines.append(",".join(str(row[column]) for column in COLUMNS))
     path.parent.mkdir(parents=True)

@@ -13,16 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from common.provenance import int64_digest
 from common.session import run_command
 from datasets.index_files import IndexFile, write_index_file
 from evals import kept, summary
+from evals.features import FeatureBank
 from evals.report import __main__ as report
 from evals.report.runs import find_run
 from evals.report.sections import stage_rows
+from evals.scores import PoolScores
 from tests.chromium import Tab, running_browser
 from tests.evals.report.made_up import (
+    CLASSES,
     DIGEST,
     HOSTILE,
     build_run,
@@ -31,6 +35,7 @@ from tests.evals.report.made_up import (
     save_sample,
     write_encoder,
     write_query,
+    write_results,
 )  # fmt: skip
 
 # Of each table whether it is wider than its place, and whether it says so, which the browser knows a frame later.
@@ -332,6 +337,31 @@ def test_answers_of_people_count_wherever_the_images_are_by_now(tmp_path: Path) 
     assert groups == {"target": "2", "not annotated": "98", "queried": "4"}
     fates = {row[0]: row[1] for table in page.tables if table[0][0] == "group" for row in table[1:]}
     assert fates["queried, target"] == "2" and fates["queried, not annotated"] == "1"
+
+
+def test_a_query_with_penultimate_features_and_neither_score_is_shown(tmp_path: Path) -> None:
+    """Its query score, its features and its images are there; two strategies' accuracies stand in one panel."""
+    write_query(tmp_path / "query" / "posterior", "posterior", found=(7,))
+    write_query(tmp_path / "query" / "random", "random", found=(2,))
+    save_cycle(tmp_path / "query" / "posterior", 1, scores=PoolScores())
+    bank = FeatureBank(np.arange(120), torch.randn(120, 1, 9, generator=torch.manual_seed(0)))
+    kept.save_sample(tmp_path / "query" / "posterior", {"penultimate": bank}, np.arange(120) % 4, class_names=CLASSES)
+    for name, accuracy in (("posterior", 90.0), ("random", 70.0)):
+        folder = tmp_path / "query" / name
+        write_results(
+            tmp_path / "classifier" / name / "results.csv", folder, accuracies={1: (accuracy,)}, strategy=name
+        )
+    page = make(tmp_path)
+    assert "7 of 10 queried were targets; random 2" in page.text
+    assert page.rows("query", "annotated") == [
+        ["posterior", "10", "27", "90.00", "–", "1"],
+        ["random", "10", "22", "70.00", "–", "1"],
+    ]
+    assert "does not have both scores" in page.sections["Semantic against distinctive score"]
+    assert "Penultimate features by class" in page.sections["Maps of the feature spaces"]
+    assert "No scores" not in page.sections["Scores of the pool"] and page.thumbnails
+    label = html.unescape(re.search(r'aria-label="(Accuracy by images annotated[^"]*)"', page.text)[1])
+    assert "posterior from 90 to 90 %; random from 70 to 70 %" in label
 
 
 def test_of_a_large_pool_the_page_says_how_many_are_shown_and_it_is_the_same_again(tmp_path: Path, monkeypatch) -> None:
