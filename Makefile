@@ -33,9 +33,12 @@ demo: setup
 	$(PY) contrast_main.py $(NET) $(SHORT) --mode semantic --epochs 24 --logdir $(DEMO)/semantic
 	$(PY) contrast_main.py $(NET) $(SHORT) --mode distinctive --shift_trans_type rotation --epochs 10 --logdir $(DEMO)/distinctive
 	$(PY) active_main.py $(NET) --shift_trans_type rotation $(VIEWS) $(QUERY) --k 50 --t 0.95 --feature_dtype float32 --load_path $(DEMO) --index_dir $(DEMO)/query/ccal
+	$(PY) active_main.py $(NET) --strategy posterior $(QUERY) --feature_dtype float32 --load_path $(DEMO) --index_dir $(DEMO)/query/posterior
 	$(PY) active_main.py $(DATA) --strategy random $(QUERY) --index_dir $(DEMO)/query/random
-	$(PY) -m train_classifier.main $(DATA) --cycles 4 --runs 3 --epochs 8 --index_dir $(DEMO)/query/ccal --out_path $(DEMO)/classifier
-	$(PY) -m evals.summary --index_dir $(DEMO)/query/ccal --random_dir $(DEMO)/query/random --results $(DEMO)/classifier/results.csv --out_path $(DEMO)
+	$(PY) -c "import numpy; from datasets.digits import load_digits; images = load_digits('digits', None).train_images; numpy.save('$(DEMO)/pixels.npy', images.reshape(len(images), -1) / 255)"
+	$(PY) active_main.py $(DATA) --strategy semantic --features $(DEMO)/pixels.npy $(QUERY) --index_dir $(DEMO)/query/pixels
+	for query in ccal random; do $(PY) -m train_classifier.main $(DATA) --cycles 4 --runs 3 --epochs 8 --index_dir $(DEMO)/query/$$query --out_path $(DEMO)/classifier || exit 1; done
+	$(PY) -m evals.summary --index_dir $(DEMO)/query/ccal --random_dir $(DEMO)/query/random --beside $(DEMO)/query/posterior $(DEMO)/query/pixels --results $(DEMO)/classifier/results.csv --out_path $(DEMO)
 	$(PY) -m evals.report $(DEMO)
 
 reproduce: setup

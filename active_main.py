@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from common import checkpoint, distributed
-from common.console import finish, log
+from common.console import finish, log, warn
 from common.files import require_writable
 from common.session import Session, folder_lock, run_command, session
 from datasets import load_data_and_split
@@ -40,7 +40,7 @@ from datasets.index_files import default_index_dir, index_path, write_index_file
 from datasets.split import Split
 from evals.annotation.loop import Progress, resume_annotation, write_next_query
 from evals.annotation.queries import AnnotationQuery
-from evals.cycle_report import cycle_line, keep_cycle, keep_features, print_scores
+from evals.cycle_report import cycle_line, flat_warning, keep_cycle, keep_features, print_scores
 from evals.cycles import QueryLoop, simulate
 from evals.feature_cache import feature_banks, sources_of
 from evals.features import Extraction, FeatureBank, default_batch, given_features
@@ -236,6 +236,8 @@ def query_oracle(
         keep_features(folder, loop.banks, data.train_labels, data)
     for cycle in simulate(loop, cycles=query.cycles, queries_per_class=query.queries_per_class):
         log(cycle_line(cycle, data))
+        if warning := flat_warning(cycle):
+            warn(warning)
         if query.print_score:
             print_scores(cycle)
         if distributed.is_main():
@@ -254,6 +256,8 @@ def query_people(
     """Makes one query and writes it out for people to label."""
     query, images = given.query, Path(given.data.data_path).expanduser()
     cycle = loop.query(progress.cycle + 1, query.queries_per_class)
+    if warning := flat_warning(cycle):
+        warn(warning)
     if query.print_score:
         print_scores(cycle)
     if distributed.is_main():

@@ -107,6 +107,14 @@ def mode(text: str) -> str:
     return found
 
 
+def threshold(text: str) -> float | str:
+    """A flag's kind: a number from 0 to 1, or ``auto``."""
+    return text if text == "auto" else number(float, 0, 1)(text)
+
+
+threshold.metavar = "{X,auto}"
+
+
 def class_name(text: str) -> int | str:
     """A flag's kind: a class by its number or by its name."""
     if re.fullmatch("-?(0|[1-9][0-9]*)", text):

@@ -55,7 +55,7 @@ class Recipe:
     views: int = 10
     resize_factor: float = 0.54
     k: float = 100.0
-    t: float = 0.9
+    t: float | str = 0.9
     queries_per_class: int = 750
     cycles: int = 5
     runs: int = 5

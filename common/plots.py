@@ -177,11 +177,16 @@ def histogram_draws(groups: Mapping[str, np.ndarray], *, xlabel: str, borders: M
     return [draw, lambda axes: draw(axes, 1.1 * queried.max())] if 0 < 2 * max(queried, default=0) < tallest else [draw]
 
 
-def plot_accuracy(path: str | os.PathLike, series: Mapping[str, Sequence[tuple[int, float, float | None]]]) -> None:
+def plot_accuracy(
+    path: str | os.PathLike,
+    series: Mapping[str, Sequence[tuple[int, float, float | None]]],
+    *,
+    xlabel: str = "labeled images",
+    ylabel: str = "test accuracy (%), last epoch",
+) -> None:
     """Draws test accuracy into a png file: by name, points (labeled images, mean in percent, deviation or None)."""
     curves = [Curve(name, points) for name, points in series.items()]
-    labels = {"xlabel": "labeled images", "ylabel": "test accuracy (%), last epoch"}
-    _save(path, lambda axes: draw_curves(axes, curves, **labels))
+    _save(path, lambda axes: draw_curves(axes, curves, xlabel=xlabel, ylabel=ylabel))
 
 
 def plot_histogram(path: str | os.PathLike, groups: Mapping[str, np.ndarray], *, label: str) -> None:

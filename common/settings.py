@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from common.flags import class_name, mode, natural, number, positive, positive_int, setting
+from common.flags import class_name, mode, natural, number, positive, positive_int, setting, threshold
 from utils import InputError
 
 DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "digits", "npz", "folder")
@@ -125,7 +125,9 @@ class QuerySettings:
     title: ClassVar[str] = "query"
     strategy: str = setting("ccal", "query strategy", choices=STRATEGIES)
     k: float = setting(100.0, "steepness of the semantic score", kind=positive)
-    t: float = setting(0.9, "normalised similarity at which the semantic score is 0", kind=number(float, 0, 1))
+    t: float | str = setting(
+        0.9, "normalised similarity at which the semantic score is 0; auto: of image 1.25 x the query", kind=threshold
+    )
     queries_per_class: int = setting(1500, "images queried per target class and cycle", kind=positive_int)
     cycles: int = option(5, "query cycles", kind=positive_int)
     views: int = setting(1, "augmented views per image and shift, whose features are averaged", kind=positive_int)

@@ -16,6 +16,8 @@ from evals.cycles import Cycle, best_utility
 from evals.features import FeatureBank
 from evals.metrics import describe
 
+FLAT = -0.9  # of S(u), which is -1 far below t
+
 
 def cycle_line(cycle: Cycle, data: Dataset) -> str:
     """What a cycle found, in one line; a class that had too few candidates is named, and a mixed pool's sources are."""
@@ -34,6 +36,17 @@ def cycle_line(cycle: Cycle, data: Dataset) -> str:
     if data.sources:
         line += f"\n  queried: {counted(data, cycle.result.indices)}"
     return line
+
+
+def flat_warning(cycle: Cycle) -> str | None:
+    """A warning where the joint score is mostly the distinctive term: more than a fifth of the query is far below t."""
+    below = float(np.mean(cycle.result.semantic < FLAT)) if len(cycle.result.indices) else 0.0
+    if cycle.inputs.scores.distinctive is None or not below > 0.2:  # without a semantic score it is NaN
+        return None
+    return (
+        f"cycle {cycle.number}: for {100 * below:.0f} % of the query S(u) is below {FLAT}, where it is flat and D(u) "
+        "alone ranks; it prefers what is unlike the labeled: give --t auto, a smaller --k or --strategy posterior"
+    )
 
 
 def named_scores(cycle: Cycle) -> dict[str, np.ndarray]:

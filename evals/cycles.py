@@ -62,7 +62,7 @@ class QueryLoop:
         labels: Of all train images, (N,).
         strategy: What to query.
         k: Steepness of the semantic score.
-        t: Its zero.
+        t: Its zero, or ``auto``, see evals.scores.automatic_t.
         seed: Of the strategy's random stream.
         device: Where the scores are computed; features that lie elsewhere come block by block.
     """
@@ -75,7 +75,7 @@ class QueryLoop:
         strategy: Strategy,
         *,
         k: float = 100.0,
-        t: float = 0.9,
+        t: float | str = 0.9,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -96,7 +96,7 @@ class QueryLoop:
             labeled_classes=split.class_numbers(self._labels[split.labeled]),
             set_aside=split.set_aside,
             num_classes=len(split.target_classes),
-            scores=self._scores(split.unlabeled),
+            scores=self._scores(split.unlabeled, queries_per_class * len(split.target_classes)),
             banks=self.banks,
             rng=np.random.default_rng([self._seed, number]),
             device=self._device,
@@ -127,11 +127,11 @@ class QueryLoop:
         classes = torch.from_numpy(self.split.class_numbers(self._labels[indices]))
         self._scorer.add_labeled(*features, classes)
 
-    def _scores(self, indices: np.ndarray) -> PoolScores:
+    def _scores(self, indices: np.ndarray, asked: int) -> PoolScores:
         bank = next(filter(None, self._scored), None)
         if bank is None:
             return PoolScores()
-        return self._scorer.scores(torch.from_numpy(bank.rows(indices)))
+        return self._scorer.scores(torch.from_numpy(bank.rows(indices)), asked=asked)
 
 
 def simulate(loop: QueryLoop, *, cycles: int, queries_per_class: int) -> Iterator[Cycle]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from utils import InputError
 
 BLOCK = 2048  # pool rows per matrix product: the similarities of one block stay within tens of megabytes
 GPU_BLOCK = 16384
+CANDIDATES = 1.25  # images above an automatic t, per image asked for
 READ = 65536  # pool rows per step where nothing is multiplied
 
 
@@ -123,6 +125,11 @@ def semantic_score(normalised: Tensor, *, k: float = 100.0, t: float = 0.9) -> T
     return torch.tanh(k * (normalised - t) / 2)
 
 
+def automatic_t(normalised: Tensor, asked: int) -> float:
+    """A t for any length of training: the value that CANDIDATES times as many images reach as a cycle asks for."""
+    return float(normalised.topk(min(len(normalised), math.ceil(CANDIDATES * asked))).values[-1])
+
+
 def distinctive_distance(nearest: Neighbours) -> Tensor:
     """d(u) = mean over shifts of cos(u, a) - cos(u, b) + cos(a, b) + cos(u, a), (N,) (CCAL, distinctive score).
 
@@ -174,7 +181,7 @@ class Scorer:
         distinctive: By the distinctive encoder, (N, K, D), or None.
         num_classes: C, the number of target classes.
         k: Steepness of the semantic score.
-        t: Its zero.
+        t: Its zero, or ``auto``, see automatic_t.
         device: Where to compute; features that are elsewhere come block by block.
     """
 
@@ -185,7 +192,7 @@ class Scorer:
         *,
         num_classes: int,
         k: float,
-        t: float,
+        t: float | str,
         device: torch.device | str = "cpu",
     ) -> None:
         self._k, self._t = k, t
@@ -209,14 +216,16 @@ class Scorer:
             groups = [distinctive[classes == number] for number in range(len(self._distinctive))]
             add_labeled(self._pools[1], self._distinctive, groups)
 
-    def scores(self, remaining: Tensor) -> PoolScores:
-        """Scores the rows ``remaining``, int64 (U,); normalisation runs over just these."""
+    def scores(self, remaining: Tensor, *, asked: int = 1) -> PoolScores:
+        """Scores the rows ``remaining``, int64 (U,), ``asked`` of which are queried, normalised over just these."""
         remaining = remaining.to(self._classes.device)
         parts: dict[str, Tensor] = {}
         for nearest in self._semantic:
             parts["similarity"] = nearest.similarity[remaining, 0, 0]
             parts["pseudo_class"] = self._classes[nearest.position[remaining, 0, 0].long()]
-            parts["semantic"] = semantic_score(min_max(parts["similarity"]), k=self._k, t=self._t)
+            normalised = min_max(parts["similarity"])
+            t = automatic_t(normalised, asked) if self._t == "auto" else self._t
+            parts["semantic"] = semantic_score(normalised, k=self._k, t=t)
         if self._distinctive:
             distances = [distinctive_distance(nearest)[remaining] for nearest in self._distinctive]
             parts["distance"] = torch.stack(distances, dim=1)

@@ -19,6 +19,9 @@ class SummarySettings:
     title: ClassVar[str] = "summary"
     index_dir: str = option(help="index files of the query", metavar="DIR")
     random_dir: str | None = option(None, "index files of --strategy random, to compare with", metavar="DIR")
+    beside: tuple[str, ...] | None = option(
+        None, "index files of further queries, called by their folders, in a second table", several=True, metavar="DIR"
+    )
     results: str | None = option(None, "the classifier's results.csv", metavar="FILE")
     out_path: str | None = option(None, "where summary.csv and summary.png go (default: --index_dir)", metavar="DIR")
 
@@ -74,13 +77,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_writable(folder, "--out_path")
     queried = read_cycles(Path(given.index_dir))
     random = read_cycles(Path(given.random_dir)) if given.random_dir else []
-    if random and random[0].split_digest != queried[0].split_digest:
-        raise InputError(f"{given.random_dir} and {given.index_dir} are of different splits and cannot be compared")
+    further = {name: read_cycles(Path(name)) for name in given.beside or ()}
+    further |= {given.random_dir: random} if random else {}
+    for name, files in further.items():
+        if files[0].split_digest != queried[0].split_digest:
+            raise InputError(f"{name} and {given.index_dir} are of different splits and cannot be compared")
     if given.results and not Path(given.results).is_file():
         raise InputError(f"--results {given.results} does not exist; name the results.csv of the classifier")
     results = read_rows(Path(given.results)) if given.results else []
     rows = cycle_rows(queried, random=random, results=results)
+    queries = {queried[0].strategy: rows}
+    queries |= {Path(name).resolve().name: cycle_rows(files, results=results) for name, files in further.items()}
     log(plain_table(table_cells(rows)))
+    if given.beside:
+        log(f"targets among the queried, and accuracy:\n{plain_table(side_by_side(queries))}")
+    log(headline(queries))
     table, figure = folder / "summary.csv", folder / "summary.png"
     write_csv(table, rows)
     draw(figure, rows, strategy=queried[0].strategy, random=cycle_rows(random, results=results) if random else ())
@@ -153,6 +164,18 @@ def headline(queries: Mapping[str, Sequence[CycleRow]]) -> str:
     title = "" if first != "random" and {name for name, *_ in others} <= {"random"} else f"{first}: "
     beside = [f"; {name} {own:,}" + ("" if queried == asked else f" of {queried:,}") for name, own, queried in others]
     return f"{title}{found:,} of {asked:,} queried were targets{''.join(beside)}" if asked else ""
+
+
+def side_by_side(queries: Mapping[str, Sequence[CycleRow]]) -> list[list[str]]:
+    """Heading and rows of what each query found and, where classifiers were trained on it, their accuracy."""
+    trained = [name for name, rows in queries.items() if any(row.seeds for row in rows)]
+    cells = [["cycle", *queries, *(f"{name} accuracy" for name in trained)]]
+    for cycle in range(max(map(len, queries.values()))):
+        by_name = {name: rows[cycle] for name, rows in queries.items() if cycle < len(rows)}
+        found = [str(by_name[name].found) if name in by_name else "" for name in queries]
+        accuracy = [by_name.get(name) for name in trained]
+        cells.append([str(cycle), *found, *(mean_text(row.accuracy, row.deviation) if row else "" for row in accuracy)])
+    return cells
 
 
 def table_cells(rows: Sequence[CycleRow]) -> list[list[str]]:

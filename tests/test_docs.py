@@ -56,3 +56,37 @@ def test_the_data_set_gives_a_split(added):
     assert data.train_images.shape == (150, 32, 32, 3)
     assert split.target_classes == (2, 0)
     assert len(split.labeled) == 4
+
+
+@pytest.fixture(scope="module")
+def api(root):
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", (root / "docs" / "api.md").read_text(), re.DOTALL):
+        exec(compile(block, "docs/api.md", "exec"), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def clusters():
+    """Embeddings of 500 images in five well separated classes."""
+    generator = np.random.default_rng(0)
+    labels = generator.permutation(np.repeat(np.arange(5), 100))
+    centres = 5 * np.eye(5, dtype=np.float32)
+    return centres[labels] + generator.normal(0, 0.5, (500, 5)).astype(np.float32), labels
+
+
+def test_embeddings_are_queried_in_ten_lines(api, clusters):
+    """Of 180 targets in the pool, forty are asked for in each cycle; the classes lie apart, so that all are targets."""
+    assert api["found_per_cycle"](*clusters) == [40, 40, 40]
+    assert api["found_per_cycle"](*clusters, strategy="semantic") == [40, 40, 40]
+    assert max(api["found_per_cycle"](*clusters, strategy="random")) < 30
+
+
+def test_what_to_label_next(api, clusters):
+    embeddings, labels = clusters
+    known = np.full(500, UNKNOWN)
+    for number in (0, 1):
+        few = np.flatnonzero(labels == number)[:10]
+        known[few] = number
+    found = api["next_query"](embeddings, known, 2, 15)
+    assert labels[found].tolist() == [0] * 15 + [1] * 15 and (known[found] == UNKNOWN).all()

@@ -22,8 +22,8 @@ from evals.strategies.random import uniform_random
 class Strategy:
     """A query strategy and the features that it needs.
 
-    ``semantic`` and ``distinctive`` are the encoders' projections, averaged over views, as in the paper. ``penultimate``
-    are the semantic encoder's penultimate features of the image as it is, or whatever features are given in files.
+    ``semantic`` and ``distinctive`` are the encoders' projections, averaged over views, as in the paper;
+    ``penultimate`` are the semantic encoder's penultimate features of the image as it is, or features from files.
     """
 
     utilities: Callable[[QueryInputs], Tensor]

@@ -33,7 +33,8 @@ def posterior(inputs: QueryInputs) -> Tensor:
         probabilities = [network(features.of(inputs.pool[rows])) for rows in blocks(len(inputs.pool), READ)]
         targets = torch.cat(probabilities).softmax(1)[:, : inputs.num_classes]
         likelihood = targets.sum(1).cpu().numpy()
-        negatives = inputs.pool[likelihood < np.quantile(likelihood, 1 - LEFT_OUT)]
+        top, fifth = np.quantile(likelihood, [0.99, 1 - LEFT_OUT])
+        negatives = inputs.pool[likelihood < min(fifth, top / 10)]
     return targets
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from common.flags import SPELLINGS, Parser, as_flags, class_name, mode, number, pick, setting
+from common.flags import SPELLINGS, Parser, as_flags, class_name, mode, number, pick, setting, threshold
 from common.settings import DataSettings, EncoderSettings, ProcessSettings, QuerySettings, TrainingSettings
 
 
@@ -108,6 +108,7 @@ def test_every_spelling_belongs_to_a_setting():
         (number(int, 1), {"1": 1, "12": 12}, ["0", "-1", "1.5", "x", "", "nan", "1" * 5000]),
         (number(float, 0, 1, open_high=True), {"0": 0.0, ".5": 0.5}, ["1", "-0.1", "nan", "inf", "1e999"]),
         (number(float, 0, open_low=True), {"1e-9": 1e-9}, ["0", "inf", "-1"]),
+        (threshold, {"auto": "auto", "0.5": 0.5}, ["automatic", "1.1", ""]),
         (mode, {"semantic": "semantic", "feature": "distinctive"}, ["eval", ""]),
         (class_name, {"3": 3, "cat": "cat", "03": "03"}, ["", "-1"]),
     ],

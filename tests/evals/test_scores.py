@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from evals.query import QueryInputs, select
-from evals.scores import Neighbours, PoolScores, Scorer, add_labeled, distinctive_distance, min_max, semantic_score
+from evals.scores import (
+    Neighbours,
+    PoolScores,
+    Scorer,
+    add_labeled,
+    automatic_t,
+    distinctive_distance,
+    min_max,
+    semantic_score,
+)
 from evals.strategies.ccal import ccal
 from utils import InputError
 
@@ -300,3 +309,14 @@ def test_features_that_lie_elsewhere_come_to_where_the_scores_are():
     scores = scorer.scores(torch.tensor([2, 0]))
     for values in (scores.similarity, scores.semantic, scores.pseudo_class):
         assert (values.device.type, values.shape) == ("meta", (2,))
+
+
+@pytest.mark.parametrize(("asked", "t"), [(1, 0.75), (3, 0.25), (4, 0.0), (100, 0.0)])
+def test_the_automatic_t_is_reached_by_a_quarter_more_images_than_are_asked_for(asked, t):
+    """Two images at least for one, four for three, five for four, and never more than there are."""
+    assert automatic_t(torch.tensor([0.5, 1.0, 0.25, 0.75, 0.0]), asked) == t
+    pool, labeled = random_features(3, 23), random_features(4, len(CLASSES))
+    scores = make_scorer(pool, [(labeled, CLASSES)], num_classes=3, k=7, t="auto").scores(torch.arange(23), asked=8)
+    normalised = min_max(scores.similarity)
+    tenth = sorted(normalised.tolist())[-10]
+    torch.testing.assert_close(scores.semantic, semantic_score(normalised, k=7, t=tenth))

@@ -14,6 +14,7 @@ from common.session import run_command
 from datasets.index_files import IndexFile, write_index_file
 from datasets.results_file import Row, append_row
 from evals import summary
+from utils import InputError
 
 
 def write_query(folder: Path, strategy: str, found: list[int], digest: str = "d") -> list[int]:
@@ -43,6 +44,20 @@ def argv(tmp_path: Path) -> list[str]:
         append_row(tmp_path / "results.csv", dataclasses.replace(row, **change))
     names = {"index_dir": "ccal", "random_dir": "random", "results": "results.csv", "out_path": "out"}
     return [word for flag, name in names.items() for word in (f"--{flag}", str(tmp_path / name))]
+
+
+def test_further_queries_stand_beside_it(tmp_path: Path, argv: list[str], capsys) -> None:
+    write_query(tmp_path / "pixels", "semantic", [7])
+    summary.main([*argv, "--beside", str(tmp_path / "pixels")])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    start = lines.index(["cycle", "ccal", "pixels", "random", "ccal", "accuracy"])
+    assert [" ".join(line) for line in lines[start + 1 : start + 4]] == [
+        "0 0 0 0 70.00 %", "1 9 7 2 -", "2 5 3 82.00 ± 2.83 %",
+    ]  # fmt: skip
+    assert " ".join(lines[start + 4]) == "ccal: 14 of 20 queried were targets; pixels 7 of 10; random 5"
+    write_query(tmp_path / "pixels", "semantic", [7], digest="another")
+    with pytest.raises(InputError, match="pixels and .*ccal are of different splits"):
+        summary.main([*argv, "--beside", str(tmp_path / "pixels")])
 
 
 def test_the_table_puts_together_what_the_files_hold(tmp_path: Path, argv: list[str], capsys) -> None:
