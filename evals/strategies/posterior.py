@@ -14,7 +14,8 @@ HIDDEN, STEPS, BATCH, RATE, WEIGHT_DECAY = 256, 300, 1024, 5e-3, 1e-3
 NORM = 8.0  # of a standardised feature vector
 UNLABELED_WEIGHT = 0.5  # of an unqueried image as "other"; every answer weighs 1
 LABELED_SHARE = 0.25  # of all weight, at least this is the labeled images'
-LEFT_OUT = 0.2  # of the pool: its likeliest targets are no examples of "other" in the second round
+# In the second round, likely targets are no examples of "other": this share of the pool, and whatever is likely at all.
+LEFT_OUT, LIKELY = 0.2, 0.1  # the latter of the likelihood that a hundredth of the pool exceeds
 SAMPLE = 100_000  # unqueried images to learn from, at most: a larger pool is only read
 
 
@@ -23,7 +24,8 @@ def posterior(inputs: QueryInputs) -> Tensor:
 
     Positive-unlabeled learning: labeled targets by their class, set-aside images as "other", and unqueried ones as
     "other" with a smaller weight. Where the labeled targets are a fair sample of all targets, images rank as by the
-    true posterior (Elkan and Noto, KDD 2008). All features in ``inputs.banks`` are taken, side by side.
+    true posterior (Elkan and Noto, KDD 2008). Few others are in some pools, so that a second round drops what the first
+    holds for targets from the examples of "other". All features in ``inputs.banks`` are taken, side by side.
     """
     features, negatives = Standardised(inputs), inputs.pool
     for _ in range(2):
@@ -34,7 +36,7 @@ def posterior(inputs: QueryInputs) -> Tensor:
         targets = torch.cat(probabilities).softmax(1)[:, : inputs.num_classes]
         likelihood = targets.sum(1).cpu().numpy()
         top, fifth = np.quantile(likelihood, [0.99, 1 - LEFT_OUT])
-        negatives = inputs.pool[likelihood < min(fifth, top / 10)]
+        negatives = inputs.pool[likelihood < min(fifth, LIKELY * top)]
     return targets
 
 
