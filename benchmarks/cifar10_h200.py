@@ -46,8 +46,8 @@ class Settings:
     title: ClassVar[str] = "results"
     npz: str = option(help="all of CIFAR-10 as JPEG", metavar="FILE")
     features: str = option(help="folder of the features", metavar="DIR")
-    published: str | None = option(None, "the authors' query lists, cycle_0 .. cycle_7", metavar="NPZ")
     out: str = option(help="folder of the tables and figures", metavar="DIR")
+    published: str | None = option(None, "the authors' query lists, cycle_0 .. cycle_7", metavar="NPZ")
     runs: str | None = option(None, "folder of index files (default: a temporary one)", metavar="DIR")
 
 
