@@ -29,7 +29,7 @@ from train_classifier.engine import LabeledImages, draw_epoch, make_training_ste
 from train_classifier.network import build_network
 
 CLASSES, BATCH, LR = 2, 32, 5e-4
-TOLERANCE = 1e-5
+TOLERANCE = 3e-5  # an H200 differed by 1.2e-5
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

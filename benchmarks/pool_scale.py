@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the features lie meanwhile, 1.3 GB per million images (default: the system's temporary folder)",
     )
+    group.add_argument("--strategy", choices=("ccal", "posterior"), default="ccal", help="what queries")
     group.add_argument("--one", action="store_true", help="run the first size in this process and print it as JSON")
     return parser
 
@@ -63,10 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     sizes, labeled, queries = ([200], 12, 5) if args.quick else (args.pool, args.labeled, args.queries_per_class)
     if args.one:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            print(json.dumps(one(sizes[0], labeled, queries, Path(folder), args.repeats, device=device)))
+            work = (sizes[0], labeled, queries, Path(folder), args.repeats, args.strategy)
+            print(json.dumps(one(*work, device=device)))
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        check(min(*sizes, 20_000), labeled, queries, Path(folder), device=device)
+        check(min(*sizes, 20_000), labeled, queries, Path(folder), args.strategy, device=device)
     print("the same selection from the file as from memory")
     if args.quick:
         return
@@ -77,7 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = harness.machine(device)
     print(f"{about['device']}, {about['threads']} threads, torch {about['torch']}, commit {about['git_commit'][:12]}")
     if args.out_path:
-        content = {"benchmark": "pool_scale", "labeled": labeled, "queries_per_class": queries}
+        content = {
+            "benchmark": "pool_scale",
+            "strategy": args.strategy,
+            "labeled": labeled,
+            "queries_per_class": queries,
+        }
         content |= {"machine": about, "rows": rows}
         write_json(Path(args.out_path) / "pool_scale.json", content)
         draw(Path(args.out_path) / "pool_scale.png", rows, labeled=labeled)
@@ -87,14 +94,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def in_a_process_of_its_own(size: int, args: argparse.Namespace) -> dict[str, float]:
     """One size's figures, measured by a new process of this module."""
     words = ["--one", "--pool", size, "--labeled", args.labeled, "--repeats", args.repeats]
-    words += ["--queries_per_class", args.queries_per_class, "--device", args.device]
+    words += ["--queries_per_class", args.queries_per_class, "--device", args.device, "--strategy", args.strategy]
     words += ["--folder", args.folder] if args.folder else []
     command = [sys.executable, "-m", "benchmarks.pool_scale", *map(str, words)]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def one(size: int, labeled: int, queries: int, folder: Path, repeats: int, *, device: torch.device) -> dict[str, float]:
+def one(
+    size: int, labeled: int, queries: int, folder: Path, repeats: int, strategy: str, *, device: torch.device
+) -> dict[str, float]:
     """Seconds of the query's parts for one size, and the peak memory of the process."""
     start = time.perf_counter()
     banks, split, labels = problem(size, labeled, folder)
@@ -102,7 +111,7 @@ def one(size: int, labeled: int, queries: int, folder: Path, repeats: int, *, de
     runs = []
     for _ in range(repeats):
         start = time.perf_counter()
-        cycle = first_cycle(banks, split, labels, queries, device=device)
+        cycle = first_cycle(banks, split, labels, queries, strategy, device=device)
         runs.append({"query": cycle.seconds, "whole": time.perf_counter() - start})
     best = sorted(runs, key=lambda run: run["whole"])[len(runs) // 2]
     peak = harness.peak_memory(torch.device("cpu"))
@@ -140,19 +149,25 @@ def problem(size: int, labeled: int, folder: Path) -> tuple[dict[str, FeatureBan
 
 
 def first_cycle(
-    banks: dict[str, FeatureBank], split: Split, labels: np.ndarray, queries: int, *, device: torch.device
+    banks: dict[str, FeatureBank],
+    split: Split,
+    labels: np.ndarray,
+    queries: int,
+    strategy: str,
+    *,
+    device: torch.device,
 ) -> Cycle:
     """Scores, query, annotation and metrics, as active_main.py runs them."""
-    loop = QueryLoop(banks, split, labels, STRATEGIES["ccal"], device=device)
+    loop = QueryLoop(banks, split, labels, STRATEGIES[strategy], device=device)
     return next(simulate(loop, cycles=1, queries_per_class=queries))
 
 
-def check(size: int, labeled: int, queries: int, folder: Path, *, device: torch.device) -> None:
+def check(size: int, labeled: int, queries: int, folder: Path, strategy: str, *, device: torch.device) -> None:
     """Stops where the file's selection is not that of memory, or the scores not those of the plain loop."""
     banks, split, labels = problem(size, labeled, folder)
     memory = {name: FeatureBank(bank.indices, bank.features[:].to(device)) for name, bank in banks.items()}
-    streamed = first_cycle(banks, split, labels, queries, device=device)
-    held = first_cycle(memory, split, labels, queries, device=device)
+    streamed = first_cycle(banks, split, labels, queries, strategy, device=device)
+    held = first_cycle(memory, split, labels, queries, strategy, device=device)
     np.testing.assert_array_equal(streamed.result.indices, held.result.indices)
     features = memory["distinctive"].features.float().cpu()
     check_agreement(features[:20], features[split.labeled], torch.from_numpy(labels[split.labeled]))
