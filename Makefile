@@ -6,6 +6,7 @@ NET := $(DATA) --model resnet8 --precision fp32
 SHORT := --batch_size 64 --optimizer adam --lr_init 3e-4 --warmup 2
 VIEWS := --views 10 --resize_factor 0.54 --resize_fix
 QUERY := --queries_per_class 30 --cycles 4
+CLASSIFY := $(DATA) --cycles 4 --runs 3 --epochs 8
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: help setup demo reproduce test test-slow test-avx2 faults fuzz mutation qa lint
@@ -37,7 +38,8 @@ demo: setup
 	$(PY) active_main.py $(DATA) --strategy random $(QUERY) --index_dir $(DEMO)/query/random
 	$(PY) -c "import numpy; from datasets.digits import load_digits; images = load_digits('digits', None).train_images; numpy.save('$(DEMO)/pixels.npy', images.reshape(len(images), -1) / 255)"
 	$(PY) active_main.py $(DATA) --strategy semantic --features $(DEMO)/pixels.npy $(QUERY) --index_dir $(DEMO)/query/pixels
-	for query in ccal random; do $(PY) -m train_classifier.main $(DATA) --cycles 4 --runs 3 --epochs 8 --index_dir $(DEMO)/query/$$query --out_path $(DEMO)/classifier || exit 1; done
+	$(PY) -m train_classifier.main $(CLASSIFY) --index_dir $(DEMO)/query/random --out_path $(DEMO)/classifier
+	$(PY) -m train_classifier.main $(CLASSIFY) --index_dir $(DEMO)/query/ccal --out_path $(DEMO)/classifier
 	$(PY) -m evals.summary --index_dir $(DEMO)/query/ccal --random_dir $(DEMO)/query/random --beside $(DEMO)/query/posterior $(DEMO)/query/pixels --results $(DEMO)/classifier/results.csv --out_path $(DEMO)
 	$(PY) -m evals.report $(DEMO)
 

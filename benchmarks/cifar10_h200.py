@@ -100,8 +100,13 @@ def all_runs() -> Iterator[Run]:
             yield Run("posterior, 450", "posterior", penultimate, mismatch=mismatch, cycles=5, seed=seed)
 
 
+def build_parser() -> Parser:
+    """The command's flags."""
+    return Parser(__doc__.splitlines()[0], results=Settings)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    given = Parser(__doc__.splitlines()[0], results=Settings).parse(argv).results
+    given = build_parser().parse(argv).results
     data, out = read_npz(Path(given.npz), IMAGES), Path(given.out)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(given.runs or folder)

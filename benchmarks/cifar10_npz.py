@@ -21,10 +21,10 @@ from PIL import Image
 
 from common.console import log, progress
 from common.files import atomic_write, require_writable
-from common.flags import Parser
+from common.flags import Parser, pick
 from common.provenance import image_digest
 from common.session import run_command
-from common.settings import DataSettings, option, pick
+from common.settings import DataSettings, option
 from datasets import load_data_and_split
 
 QUALITY = 75
@@ -40,8 +40,13 @@ class Settings:
     out: str = option(help="the npz file", metavar="FILE")
 
 
+def build_parser() -> Parser:
+    """The command's flags."""
+    return Parser(__doc__.splitlines()[0], data=pick(DataSettings, "data_path"), output=Settings)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    given = Parser(__doc__.splitlines()[0], data=pick(DataSettings, "data_path"), output=Settings).parse(argv)
+    given = build_parser().parse(argv)
     out = Path(given.output.out)
     require_writable(out.parent, "--out")
     data, split = load_data_and_split(DataSettings(dataset="cifar10", data_path=given.data.data_path, mismatch=0.8))

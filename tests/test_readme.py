@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import active_main
+import benchmarks.cifar10_h200
+import benchmarks.cifar10_npz
 import benchmarks.classifier
 import benchmarks.folder_index
 import benchmarks.pool_scale
@@ -31,6 +33,8 @@ MODULES = {
     "evals.report": evals.report.__main__,
     "evals.summary": evals.summary,
     "reproduce.py": reproduce,
+    "benchmarks.cifar10_h200": benchmarks.cifar10_h200,
+    "benchmarks.cifar10_npz": benchmarks.cifar10_npz,
     "benchmarks.classifier": benchmarks.classifier,
     "benchmarks.folder_index": benchmarks.folder_index,
     "benchmarks.pool_scale": benchmarks.pool_scale,
@@ -92,7 +96,7 @@ def test_the_command_parses(command: list[str]) -> None:
 
 
 def test_no_command_was_overlooked() -> None:
-    assert len(MADE) == 8  # the demo: two encoders, two queries, the classifier, the summary, the report; and reproduce
+    assert len(MADE) == 11  # the demo: two encoders, two queries, the classifier, the summary, the report; and reproduce
     assert {command[0] for command in SHOWN.values()} == set(MODULES)
     assert ORIGINAL in shell_blocks(ROOT / "README.md")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import harness, plain, pool_scale, query, train_step
+from benchmarks import cifar10_npz, harness, plain, pool_scale, query, train_step
 from common.acceleration import Precision
 from common.session import run_command
 from utils import InputError
@@ -55,7 +55,7 @@ def test_pool_scale_sees_another_selection(monkeypatch, tmp_path):
 
     monkeypatch.setattr(pool_scale, "first_cycle", lambda *_, **__: Other())
     with pytest.raises(AssertionError):
-        pool_scale.check(50, 12, 2, tmp_path, device=CPU)
+        pool_scale.check(50, 12, 2, tmp_path, "ccal", device=CPU)
 
 
 @pytest.mark.parametrize("mode", ["semantic", "distinctive"])
@@ -122,3 +122,12 @@ def test_the_report_writes_table_json_and_figure(tmp_path, capsys):
     assert [row["ratio"] for row in content["rows"]] == [2.0, 2.0]
     assert {"torch", "git_commit", "device"} <= set(content["machine"])
     assert (tmp_path / "name.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_images_that_went_through_jpeg_are_nearly_the_same():
+    images = np.tile(np.linspace(0, 255, 32).astype(np.uint8)[:, None, None], (3, 1, 32, 3))
+    images[1] = images[1].transpose(1, 0, 2)
+    decoded = cifar10_npz.through_jpeg(images, "images")
+    assert decoded.dtype == np.uint8 and decoded.shape == images.shape
+    assert np.abs(decoded.astype(int) - images).max() <= 8
+    assert (decoded[1] != decoded[0]).any() and (decoded[2] == decoded[0]).all()
