@@ -96,7 +96,7 @@ def test_the_command_parses(command: list[str]) -> None:
 
 
 def test_no_command_was_overlooked() -> None:
-    assert len(MADE) == 11  # the demo: two encoders, two queries, the classifier, the summary, the report; and reproduce
+    assert len(MADE) == 11  # two encoders, four queries, two classifiers, summary and report of the demo; reproduce
     assert {command[0] for command in SHOWN.values()} == set(MODULES)
     assert ORIGINAL in shell_blocks(ROOT / "README.md")
 
