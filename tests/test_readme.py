@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import active_main
+import benchmarks.beyond_purity
 import benchmarks.cifar10_h200
 import benchmarks.cifar10_npz
 import benchmarks.classifier
@@ -33,6 +34,7 @@ MODULES = {
     "evals.report": evals.report.__main__,
     "evals.summary": evals.summary,
     "reproduce.py": reproduce,
+    "benchmarks.beyond_purity": benchmarks.beyond_purity,
     "benchmarks.cifar10_h200": benchmarks.cifar10_h200,
     "benchmarks.cifar10_npz": benchmarks.cifar10_npz,
     "benchmarks.classifier": benchmarks.classifier,
