@@ -183,6 +183,21 @@ class ClassifierSettings:
     epochs: int = setting(100, "passes over the labeled images", kind=positive_int)
     batch_size: int = setting(32, "images per step", kind=number(int, 2))
     lr: float = setting(5e-4, "Adam's learning rate", kind=positive, metavar="RATE")
+    # results.csv records what these three came to in columns of its own.
+    other: str | None = option(
+        None,
+        "queried images of other classes: an output of their own, or left out (default: class where people label, or "
+        "for a single target class)",
+        choices=("class", "drop"),
+    )
+    init: str | None = option(
+        None,
+        "contrastive checkpoint to start from, or none (default: the query's semantic one where people label)",
+        metavar="FILE",
+    )
+    tune: str = option(
+        "auto", "what is trained of --init; auto: the head alone while labels are few", choices=("auto", "head", "all")
+    )
     cycles: int = option(5, "last cycle to train on", kind=natural)
     number: int | None = option(None, "train on this cycle only (0: the initial set)", kind=natural, metavar="CYCLE")
     strategy: str = option("ccal", "whose index files are read where --index_dir is not given", choices=STRATEGIES)

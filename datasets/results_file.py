@@ -8,7 +8,7 @@ import io
 import math
 import statistics
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,29 @@ class Row:
     index_digest: str  # SHA-256 of the labeled list as little-endian int64; the index file's would differ by seconds
     data_digest: str  # SHA-256 of the train and test images and labels: the same indices may point into other data
     seconds: float  # of training; of seeds trained together, their time divided by their number
+    # Files of earlier versions end here.
+    other: str = "drop"  # what becomes of queried images of other classes: an output of their own (class), or nothing
+    start: str = "scratch"  # or from an encoder: head (a linear head on its features), all (fine-tuned)
+    init_digest: str = ""  # SHA-256 of the encoder's file
+    split_digest: str = ""  # of the index files
+    balanced_accuracy: float | None = None  # mean of the classes' accuracies, in percent
+    class_accuracies: str = ""  # those, in the order of the outputs, and - for a class without images to measure
+    rejection: float | None = None  # percent of other images below the threshold that 95 % of the targets pass
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
-PARSERS = typing.get_type_hints(Row) | {"mismatch": lambda text: float(text) if text else None}
+REQUIRED = sum(field.default is dataclasses.MISSING for field in dataclasses.fields(Row))
+PARSERS: dict[str, Any] = {
+    name: (lambda text: float(text) if text else None) if kind == float | None else kind
+    for name, kind in typing.get_type_hints(Row).items()
+}
 # From the lowest to the highest value of the columns that hold numbers.
-BOUNDS = dict.fromkeys(("accuracy", "best_epoch_accuracy"), (0, 100)) | {"mismatch": (0, 1)}
+PERCENT = ("accuracy", "best_epoch_accuracy", "balanced_accuracy", "rejection")
+BOUNDS = dict.fromkeys(PERCENT, (0, 100)) | {"mismatch": (0, 1)}
 BOUNDS |= dict.fromkeys(("epochs", "batch_size", "labeled"), (1, math.inf))
 BOUNDS |= dict.fromkeys(("cycle", "seed", "lr", "seconds"), (0, math.inf))
 # Rows that differ in none of these, nor in their images, are seeds of one mean.
-SETTINGS = ("dataset", "mismatch", *identity_names(ClassifierSettings))
+SETTINGS = ("dataset", "mismatch", *identity_names(ClassifierSettings), "other", "init_digest")
 
 
 def find_row(rows: Sequence[Row], identity: dict[str, Any]) -> Row | None:
@@ -64,26 +77,30 @@ def read_rows(path: Path) -> list[Row]:
         return []
     content = read_regular(path)
     try:
-        text = content.decode()
+        text = content.decode("utf-8-sig")
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-        if not lines or tuple(lines[0]) != COLUMNS or not text.endswith("\n"):
+        names = tuple(lines[0]) if lines else ()
+        if len(names) < REQUIRED or names != COLUMNS[: len(names)] or not text.endswith("\n"):
             raise ValueError(f"the first line must be {','.join(COLUMNS)} and the last one complete")
-        return [_parse_row(line, number) for number, line in enumerate(lines[1:], start=2)]
+        return [_parse_row(names, line, number) for number, line in enumerate(lines[1:], start=2)]
     except (ValueError, csv.Error) as error:  # a decoding error is a ValueError
         raise InputError(f"{path} is damaged ({error}); repair it or move it away") from None
 
 
-def _parse_row(line: list[str], number: int) -> Row:
-    if len(line) != len(COLUMNS):
-        raise ValueError(f"row {number} has {len(line)} columns, not {len(COLUMNS)}")
+def _parse_row(names: Sequence[str], line: list[str], number: int) -> Row:
+    if len(line) != len(names):
+        raise ValueError(f"row {number} has {len(line)} columns, not {len(names)}")
     try:
-        row = Row(**{name: PARSERS[name](text) for name, text in zip(COLUMNS, line)})
+        row = Row(**{name: PARSERS[name](text) for name, text in zip(names, line)})
+        by_class = class_accuracies(row)
     except ValueError as error:
         raise ValueError(f"row {number}: {error}") from None
     for name, (low, high) in BOUNDS.items():
         value = getattr(row, name)
         if value is not None and not (low <= value <= high and value < math.inf):
             raise ValueError(f"row {number}: {name} must be a finite number from {low} to {high}, got {value}")
+    if not all(value is None or 0 <= value <= 100 for value in by_class):
+        raise ValueError(f"row {number}: class_accuracies must lie in 0 .. 100, got {row.class_accuracies}")
     return row
 
 
@@ -102,13 +119,14 @@ def write_csv(path: Path, rows: Sequence[Any]) -> None:
         file.write(text.getvalue().encode())
 
 
-def latest_rows(rows: Sequence[Row], strategy: str) -> dict[str, list[Row]]:
-    """The rows of a strategy that a table shows, by digest of the labeled list, one per seed.
+def latest_rows(rows: Sequence[Row], strategy: str, split_digest: str) -> dict[str, list[Row]]:
+    """The rows of a query that a table shows, by digest of the labeled list, one per seed.
 
-    Of several settings, those of the last row count; of one seed's rows, the last; and of one labeled list's rows,
-    those of the same images and labels as its last, as labels may be corrected.
+    Rows of another split, such as one with the classes in another order, do not count. Of several settings, those of
+    the last row count; of one seed's rows, the last; and of one labeled list's rows, those of the same images and
+    labels as its last, as labels may be corrected.
     """
-    rows = [row for row in rows if row.strategy == strategy]
+    rows = [row for row in rows if row.strategy == strategy and row.split_digest in ("", split_digest)]
     rows = [row for row in rows if all(getattr(row, name) == getattr(rows[-1], name) for name in SETTINGS)]
     data = {row.index_digest: row.data_digest for row in rows}
     chosen: dict[str, dict[int, Row]] = {}
@@ -126,14 +144,33 @@ class Accuracy:
     mean: float  # after the last epoch
     deviation: float | None  # its standard deviation over the seeds (ddof = 1); None for a single one
     best_mean: float  # of the best epochs
+    balanced: float | None  # means of what Row has by these names; None where no row has any
+    by_class: tuple[float | None, ...]
+    rejection: float | None
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Accuracy:
         """Of one row per seed, at least one."""
         values = [row.accuracy for row in rows]
-        deviation = statistics.stdev(values) if len(values) > 1 else None
-        best = statistics.fmean(row.best_epoch_accuracy for row in rows)
-        return cls(len(rows), statistics.fmean(values), deviation, best)
+        return cls(
+            seeds=len(rows),
+            mean=statistics.fmean(values),
+            deviation=statistics.stdev(values) if len(values) > 1 else None,
+            best_mean=statistics.fmean(row.best_epoch_accuracy for row in rows),
+            balanced=_mean(row.balanced_accuracy for row in rows),
+            by_class=tuple(map(_mean, zip(*filter(None, map(class_accuracies, rows))))),
+            rejection=_mean(row.rejection for row in rows),
+        )
+
+
+def class_accuracies(row: Row) -> list[float | None]:
+    """The accuracy of each class in percent, None for one without images to measure; empty in older rows."""
+    return [None if text == "-" else float(text) for text in row.class_accuracies.split()]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def mean_text(mean: float | None, deviation: float | None) -> str:

@@ -67,6 +67,8 @@ class CycleRow:
     pool: int | None  # images left
     seeds: int  # classifiers trained
     annotated: int  # images shown to the annotator in all cycles so far, those of other classes included
+    balanced_accuracy: float | None  # as accuracy: the mean over the classes
+    rejection: float | None  # percent of other images that the classifiers reject where 95 % of the targets pass
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"--results {given.results} does not exist; name the results.csv of the classifier")
     results = read_rows(Path(given.results)) if given.results else []
     rows = cycle_rows(queried, random=random, results=results)
+    if given.results and not any(row.seeds for row in rows):
+        problem = f"{given.results} has no classifier of the query in {given.index_dir}"
+        raise InputError(f"{problem} (the same split, order of classes and labeled images): name that query's results")
     queries = {queried[0].strategy: rows}
     queries |= {Path(name).resolve().name: cycle_rows(files, results=results) for name, files in further.items()}
     log(plain_table(table_cells(rows)))
@@ -127,7 +132,7 @@ def cycle_rows(
     ``results`` are rows of results.csv, of any strategies and settings.
     """
     published = published_found(queried)
-    trained = latest_rows(results, queried[0].strategy)
+    trained = latest_rows(results, queried[0].strategy, queried[0].split_digest)
     rows: list[CycleRow] = []
     for content in queried:
         metrics = content.metrics
@@ -148,6 +153,8 @@ def cycle_rows(
             published_precision=None if found is None else 100 * found / PUBLISHED_QUERIED,
             seeds=accuracy.seeds if accuracy else 0,
             annotated=len(content.queried) + (rows[-1].annotated if rows else 0),
+            balanced_accuracy=accuracy and accuracy.balanced,
+            rejection=accuracy and accuracy.rejection,
             **{name: metrics.get(name) for name in ("precision", "auroc_semantic", "recall", "pool")},
         )
         rows.append(row)
@@ -194,6 +201,8 @@ def table_cells(rows: Sequence[CycleRow]) -> list[list[str]]:
         "AUROC of the score": column("auroc_joint", "{:.4f}"),
         "labeled": column("labeled"),
         "accuracy (last epoch)": [mean_text(row.accuracy, row.deviation) for row in rows],
+        "balanced": column("balanced_accuracy", "{:.2f} %"),
+        "others rejected": column("rejection", "{:.1f} %"),
         "published found": column("published_found"),
         "published precision": column("published_precision", "{:.1f} %"),
     }

@@ -23,15 +23,17 @@ EVALUATION_BATCH = 500
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Images that stay on the training device for the whole run.
+    """Images that stay on the training device for the whole run, or what a frozen encoder makes of them.
 
     Attributes:
-        images: uint8, (N, 3, H, W).
+        images: uint8, (N, 3, H, W); or features, float32, (N, D).
         labels: The classifier's class numbers, int64, (N,).
+        mirrored: Features of the mirrored images, (N, D); None where images are mirrored themselves.
     """
 
     images: Tensor
     labels: Tensor
+    mirrored: Tensor | None = None
 
     @classmethod
     def from_numpy(cls, images: np.ndarray, labels: np.ndarray, device: torch.device) -> LabeledImages:
@@ -39,15 +41,33 @@ class LabeledImages:
         pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
         return cls(pixels, torch.from_numpy(labels).to(device))
 
+    def part(self, chosen: np.ndarray) -> LabeledImages:
+        """Those that ``chosen``, bool (N,), says."""
+        rows = torch.from_numpy(np.flatnonzero(chosen)).to(self.labels.device)
+        mirrored = None if self.mirrored is None else self.mirrored[rows]
+        return LabeledImages(self.images[rows], self.labels[rows], mirrored)
+
+    def batch(self, indices: Tensor, flips: Tensor) -> Tensor:
+        """Some of the images, (B,), of which those where ``flips``, (B,), is true are mirrored."""
+        if self.mirrored is None:
+            return horizontal_flip(self.images[indices], flips)
+        return torch.where(flips[:, None], self.mirrored[indices], self.images[indices])
+
 
 def normalize(images: Tensor) -> Tensor:
-    """(x / 255 - mean) / std with ImageNet's mean and std per channel: uint8 (B, 3, H, W) to float32."""
-    mean, std = _channel_constants(images.device)
+    """(x / 255 - mean) / std with ImageNet's mean and std per channel: uint8 (B, 3, H, W) to float32.
+
+    Features, (B, D), are what they are.
+    """
+    if images.dtype != torch.uint8:
+        return images
+    mean, std = channel_constants(images.device)
     return (images.float() / 255 - mean) / std
 
 
 @functools.cache
-def _channel_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+def channel_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's mean and std per channel, (3, 1, 1)."""
     # Kept per device: a copy from the host at every step would make the GPU wait for it.
     return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
@@ -65,6 +85,7 @@ def train_together(
     *,
     seeds: Sequence[int],
     settings: ClassifierSettings,
+    targets: int | None = None,
 ) -> list[list[float] | Diverged]:
     """Trains one network per seed in place, all in step, and returns their test accuracies.
 
@@ -78,6 +99,7 @@ def train_together(
         seeds: Seed of the orders and the flips of each network.
         settings: Recipe, epochs, batch size and learning rate. In the recipe ``original`` BatchNorm uses the statistics
             of epoch 1 ever after, and every epoch repeats the order and the flips of epoch 1.
+        targets: How many of the outputs, the first ones, the accuracy looks at; None for all.
 
     Returns:
         Accuracy after each epoch in percent, one list per network; for a network whose loss was not finite what to
@@ -87,7 +109,7 @@ def train_together(
         InputError: There are too few images.
     """
     step = make_training_step(networks, data, lr=settings.lr)
-    count = make_counting_step(networks, data.labels.device)
+    count = make_counting_step(networks, data.labels.device, targets=targets)
     accuracies: list[list[float]] = []
     failures: dict[int, Diverged] = {}
     # Some of the GPU's convolutions add up in varying order; without them a seed repeats to the bit.
@@ -133,7 +155,7 @@ def make_training_step(networks: Sequence[nn.Module], data: LabeledImages, *, lr
 def _train_on_batch(
     network: nn.Module, optimizer: torch.optim.Optimizer, indices: Tensor, flips: Tensor, data: LabeledImages
 ) -> Tensor:
-    logits = network(normalize(horizontal_flip(data.images[indices], flips)))
+    logits = network(normalize(data.batch(indices, flips)))
     loss = nn.functional.cross_entropy(logits, data.labels[indices])
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -178,21 +200,26 @@ def _diverged(losses: Tensor, *, seeds: Sequence[int], epoch: int, lr: float) ->
     return failures
 
 
-def make_counting_step(networks: Sequence[nn.Module], device: torch.device) -> GraphedStep:
-    """Images, uint8 (B, 3, H, W), and their labels, (B,), to the number that each of S networks gets right, (S,)."""
+def make_counting_step(
+    networks: Sequence[nn.Module], device: torch.device, *, targets: int | None = None
+) -> GraphedStep:
+    """Images, uint8 (B, 3, H, W), and their labels, (B,), to the number that each of S networks gets right, (S,).
+
+    The largest of the first ``targets`` outputs counts; None for all.
+    """
     streams = make_streams(len(networks), device)
 
     @torch.no_grad()
     def count(images: Tensor, labels: Tensor) -> Tensor:
         inputs = normalize(images)
-        calls = [functools.partial(_count_correct, network, inputs, labels) for network in networks]
+        calls = [functools.partial(_count_correct, network, inputs, labels, targets) for network in networks]
         return torch.stack(fork_join(calls, streams))
 
     return GraphedStep(count, modules=networks, enabled=device.type == "cuda")
 
 
-def _count_correct(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    return (network(inputs).argmax(1) == labels).sum()
+def _count_correct(network: nn.Module, inputs: Tensor, labels: Tensor, targets: int | None) -> Tensor:
+    return (network(inputs)[:, :targets].argmax(1) == labels).sum()
 
 
 def evaluate(count: GraphedStep, networks: Sequence[nn.Module], test: LabeledImages) -> list[float]:
@@ -202,3 +229,11 @@ def evaluate(count: GraphedStep, networks: Sequence[nn.Module], test: LabeledIma
     batches = zip(test.images.split(EVALUATION_BATCH), test.labels.split(EVALUATION_BATCH), strict=True)
     correct = [count(images, labels) for images, labels in batches]
     return [100 * number / len(test.labels) for number in torch.stack(correct).sum(0).tolist()]
+
+
+@torch.no_grad()
+def probabilities(network: nn.Module, images: Tensor) -> np.ndarray:
+    """The softmax of a network's outputs, float64 (N, C), for images, uint8 (N, 3, H, W), or features; in eval mode."""
+    network.eval()
+    parts = [network(normalize(batch)).double().softmax(1).cpu() for batch in images.split(EVALUATION_BATCH)]
+    return torch.cat(parts).numpy()

@@ -1,10 +1,23 @@
-"""The classifier network."""
+"""The classifier network: drawn from a seed, or a contrastive encoder with a new head."""
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+
+from common import checkpoint
+from models import BACKBONES, ContrastiveEncoder, build_encoder
+from train_classifier.engine import EVALUATION_BATCH, LabeledImages, channel_constants, normalize
+from utils import InputError
+
+HEAD_BELOW = 200  # labeled images per class, on average; with fewer, the encoder stays as it is
+HEAD_RATE = 4  # times --lr, for a head alone: at the rate of whole networks a single layer is not done after 100 epochs
 
 
 def build_network(num_classes: int, *, seed: int) -> nn.Module:
@@ -20,3 +33,87 @@ def build_network(num_classes: int, *, seed: int) -> nn.Module:
         # torch.manual_seed would seed the GPUs too, and nothing would restore those.
         torch.default_generator.manual_seed(seed)
         return torchvision.models.resnet18(num_classes=num_classes)
+
+
+def bare_encoder(backbone: str) -> ContrastiveEncoder:
+    """An encoder by the name of its backbone, without heads."""
+    encoder = build_encoder(backbone, num_classes=1, shifts=1)
+    encoder.linear = encoder.simclr_layer = encoder.shift_cls_layer = None
+    return encoder
+
+
+def load_encoder(path: Path) -> ContrastiveEncoder:
+    """The encoder of a checkpoint, without heads; the names and shapes of its weights tell the backbone.
+
+    Raises:
+        InputError: The file cannot be read, or is of no backbone of ours.
+    """
+    state = checkpoint.load(path)
+    for backbone in BACKBONES if checkpoint.is_state(state) else ():
+        encoder = bare_encoder(backbone)
+        own = encoder.state_dict()
+        if all(name in state and state[name].shape == value.shape for name, value in own.items()):
+            if bad := checkpoint.not_finite({name: state[name] for name in own}):
+                raise InputError(f"--init {path} holds weights that are not finite ({bad}): train it again")
+            encoder.load_state_dict({name: state[name] for name in own})
+            return encoder
+    raise InputError(f"--init {path} is not an encoder of contrastive training ({', '.join(BACKBONES)}): give its file")
+
+
+class Head(nn.Module):
+    """A linear layer, zero at first, on features, (B, D), of which ``features``, (N, D), get mean 0 and deviation 1."""
+
+    def __init__(self, features: Tensor, outputs: int) -> None:
+        super().__init__()
+        deviation = features.std(0, correction=0)
+        self.register_buffer("mean", features.mean(0))
+        # What hardly varies here may vary elsewhere, and must not grow out of proportion then.
+        self.register_buffer("std", deviation.clamp(min=max(0.1 * float(deviation.mean()), 1e-6)))
+        self.linear = nn.Linear(features.shape[1], outputs, device=features.device)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear((features - self.mean) / self.std)
+
+
+class EncoderClassifier(nn.Module):
+    """A head on an encoder's penultimate features; its inputs are normalised as those of build_network."""
+
+    def __init__(self, encoder: ContrastiveEncoder, head: Head) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(penultimate(self.encoder, inputs))
+
+
+def penultimate(encoder: ContrastiveEncoder, inputs: Tensor) -> Tensor:
+    """Features, (B, D), of images normalised with ImageNet's constants: encoders take (x - 0.5) / 0.5, x in [0, 1]."""
+    mean, std = channel_constants(inputs.device)
+    return encoder.penultimate((inputs * std + mean - 0.5) / 0.5)
+
+
+@functools.cache  # test images serve every cycle
+@torch.no_grad()
+def encode(encoder: ContrastiveEncoder, data: LabeledImages) -> LabeledImages:
+    """What the frozen encoder makes of images and of the mirrored ones."""
+    encoder.eval()
+    batches = data.images.split(EVALUATION_BATCH)
+    plain = [penultimate(encoder, normalize(batch)) for batch in batches]
+    mirrored = [penultimate(encoder, normalize(batch.flip(3))) for batch in batches]
+    return LabeledImages(torch.cat(plain), data.labels, torch.cat(mirrored))
+
+
+def start_networks(
+    encoder: ContrastiveEncoder | None, data: LabeledImages, *, outputs: int, seeds: Sequence[int]
+) -> list[nn.Module]:
+    """A network per seed, on the images' device: drawn from the seed, or an encoder with a head for these images.
+
+    Where ``data`` is what ``encode`` made of images, the networks share the encoder: only heads are to be trained.
+    """
+    if encoder is None:
+        return [build_network(outputs, seed=seed).to(data.labels.device) for seed in seeds]
+    frozen = data.mirrored is not None
+    features = (data if frozen else encode(encoder, data)).images
+    return [EncoderClassifier(encoder if frozen else copy.deepcopy(encoder), Head(features, outputs)) for _ in seeds]

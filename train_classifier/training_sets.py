@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from common.console import shown, warn
 from common.provenance import image_digest, int64_digest
 from common.settings import require_same
 from datasets import Dataset, Split
@@ -21,6 +21,7 @@ from train_classifier.engine import LabeledImages
 from utils import InputError
 
 FOLDS = 5  # of the labeled images, where there are no test images
+IMBALANCE = 10  # times as many labeled images of one class as of another, from where a warning is due
 
 
 @dataclass(frozen=True)
@@ -28,35 +29,64 @@ class TrainingSet:
     """The labeled images of one cycle.
 
     Attributes:
-        images: uint8, (L, H, W, 3).
-        classes: The classifier's class numbers, int64, (L,).
+        images: uint8, (L, H, W, 3); where others are trained, those that are set aside follow.
+        classes: The classifier's class numbers, int64, (L,); of others that of the output after the last class.
         columns: What identifies the set in results.csv: the values of some of its columns.
+        settings: What the index file's query was made with.
     """
 
     images: np.ndarray
     classes: np.ndarray
     columns: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_others(self) -> bool:
+        """Whether there is an output for them."""
+        return len(self.classes) > self.columns["labeled"]
 
 
-def read_training_sets(folder: Path, numbers: Iterable[int], *, data: Dataset, split: Split) -> list[TrainingSet]:
-    """Reads and checks the index files of some cycles.
+@dataclass(frozen=True)
+class Measured:
+    """What classifiers are measured on, as far as the data set has such images."""
+
+    targets: LabeledImages | None
+    others: LabeledImages | None  # of other classes
+
+
+def read_training_sets(
+    folder: Path, numbers: Iterable[int], *, data: Dataset, split: Split, other: str = "drop"
+) -> list[TrainingSet]:
+    """Reads and checks the index files of some cycles; those with a single class and no image of others are left out.
 
     Raises:
-        InputError: See read_training_set; or the files come from several strategies.
+        InputError: See read_training_set; the files come from several strategies; or no cycle is left.
     """
-    training_sets = [read_training_set(folder, number, data=data, split=split) for number in numbers]
+    training_sets = [read_training_set(folder, number, data=data, split=split, other=other) for number in numbers]
     strategies = sorted({training_set.columns["strategy"] for training_set in training_sets})
     if len(strategies) > 1:
         raise InputError(f"{folder} mixes the index files of {' and '.join(strategies)}; write them again")
-    return training_sets
+    if len(split.target_classes) > 1:
+        return training_sets
+    usable = [training_set for training_set in training_sets if training_set.has_others]
+    name = data.class_names[split.target_classes[0]]
+    if not usable:
+        raise InputError(
+            f"{shown(name)} is the only target class: a classifier needs a second one, or images of other classes that "
+            "a query has set aside (a later cycle, and not --other drop)"
+        )
+    for training_set in training_sets:
+        if not training_set.has_others:
+            warn(f"cycle {training_set.columns['cycle']} is left out: nothing but {shown(name)} is labeled there")
+    return usable
 
 
-def read_training_set(folder: Path, number: int, *, data: Dataset, split: Split) -> TrainingSet:
-    """Reads and checks one cycle's index file.
+def read_training_set(folder: Path, number: int, *, data: Dataset, split: Split, other: str = "drop") -> TrainingSet:
+    """Reads and checks one cycle's index file; with ``other`` "class", images that are set aside are trained on.
 
     Raises:
         InputError: The file is missing, damaged, of another data set, split, cycle or other images, or holds an image
-            of another class, or a single image.
+            of another class (or of a target class among those set aside), or a single image.
     """
     path = index_path(folder, number)
     if not path.exists():
@@ -66,7 +96,8 @@ def read_training_set(folder: Path, number: int, *, data: Dataset, split: Split)
     content = read_index_file(path, **(checks if data.has_oracle else {}))  # people's labels go by the images' names
     if (content.dataset, content.cycle) != (data.name, number):
         raise InputError(f"{path} is of {content.dataset}, cycle {content.cycle}; expected {data.name}, cycle {number}")
-    labeled, labels = np.asarray(content.labeled, dtype=np.int64), data.train_labels
+    labeled, aside = (np.asarray(part, dtype=np.int64) for part in (content.labeled, content.set_aside))
+    labels = data.train_labels
     if content.files is None and (recorded := content.settings.get("images_digest")):
         queried = image_digest(data.train_images, np.sort(np.concatenate([split.unlabeled, split.labeled])))
         digests = {"images_digest": recorded}, {"images_digest": queried}
@@ -74,29 +105,42 @@ def read_training_set(folder: Path, number: int, *, data: Dataset, split: Split)
     if content.files is not None:
         located = locate(content, str(path), data)
         located.warn(path.name)
-        labeled, labels = located.labeled, located.labels
+        labeled, aside, labels = located.labeled, located.set_aside, located.labels
     others = labeled[~np.isin(labels[labeled], split.target_classes)]
     if len(others):
         problem = f"labeled image {others[0]} is of class {labels[others[0]]}, which is not a target class"
         raise InputError(f"{path}: {problem}; write the file again")
     if len(labeled) < 2:
         raise InputError(f"{path} has {len(labeled)} labeled image; training needs at least 2")
-    images, classes = data.train_images[labeled], split.class_numbers(labels[labeled])
+    if (wrong := aside[np.isin(labels[aside], split.target_classes)]).size:
+        raise InputError(f"{path}: image {wrong[0]} is set aside, and of a target class; write the file again")
+    classes, test = split.class_numbers(labels[labeled]), test_set(data, split)
+    if other == "class":
+        labeled = np.concatenate([labeled, aside])
+        classes = np.concatenate([classes, np.full(len(aside), len(split.target_classes))])
+        test += (other_test_images(data, split),)
+    images = data.train_images[labeled]
     columns = {
         "dataset": data.name,
         "mismatch": split.mismatch,
         "strategy": content.strategy,
         "cycle": number,
-        "labeled": len(labeled),
+        "labeled": len(labeled) - len(aside) * (other == "class"),
+        "other": other,
         "index_digest": int64_digest(content.labeled),
-        "data_digest": data_digest(images, classes, *test_set(data, split)),
+        "data_digest": data_digest(images, classes, *test),
     }
-    return TrainingSet(images, classes, columns)
+    return TrainingSet(images, classes, columns, content.settings)
 
 
 def test_set(data: Dataset, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """The target-class test images, uint8 (T, H, W, 3), and their class numbers for the classifier, (T,)."""
     return data.test_images[split.test], split.class_numbers(data.test_labels[split.test])
+
+
+def other_test_images(data: Dataset, split: Split) -> np.ndarray:
+    """The test images of other classes, uint8 (A, H, W, 3)."""
+    return data.test_images[~np.isin(data.test_labels, split.target_classes)]
 
 
 def data_digest(*arrays: np.ndarray) -> str:
@@ -117,20 +161,46 @@ def readable_sets(
     found = []
     for number in numbers:
         with contextlib.suppress(InputError):
-            found.append(read_training_set(folder, number, data=data, split=split))
+            other = like.columns["other"]
+            found.append(read_training_set(folder, number, data=data, split=split, other=other))
     return [training_set for training_set in found if training_set.columns["strategy"] == like.columns["strategy"]]
 
 
-def images_of(
-    training_set: TrainingSet, test: LabeledImages | None, *, seed: int, device: torch.device
-) -> tuple[LabeledImages, LabeledImages]:
-    """What a seed's classifier is trained on and what it is measured on, see train_seeds."""
-    images, classes = training_set.images, training_set.classes
-    if test is not None:
-        return LabeledImages.from_numpy(images, classes, device), test
-    chosen = held_out(classes, seed=seed)
-    train, held = (LabeledImages.from_numpy(images[part], classes[part], device) for part in (~chosen, chosen))
-    return train, held
+def measured_part(training_set: TrainingSet, test: Measured, *, seed: int) -> np.ndarray:
+    """Which images a seed's classifier is measured on and not trained on, bool (L,): where test images lack, a fold.
+
+    Raises:
+        InputError: There are too few images for that.
+    """
+    targets = np.arange(len(training_set.classes)) < training_set.columns["labeled"]
+    chosen = np.zeros(len(targets), dtype=bool)
+    if test.targets is None:
+        chosen[targets] = held_out(training_set.classes[targets], seed=seed)
+    if test.others is None and training_set.has_others:
+        with contextlib.suppress(InputError):  # too few of them: their rejection is not measured
+            chosen[~targets] = held_out(training_set.classes[~targets], seed=seed)
+    if (~chosen & targets).sum() < 2:
+        raise InputError("one labeled image is left to train on, and two are needed: label more")
+    return chosen
+
+
+def check(training_sets: Sequence[TrainingSet], test: Measured, *, names: Sequence[str], seeds: Sequence[int]) -> None:
+    """Warns of what the accuracy would hide: classes that are not measured, or of which little is labeled.
+
+    Raises:
+        InputError: The images do not suffice for one of the seeds, which would stop the command when that is reached.
+    """
+    measured = range(len(names)) if test.targets is None else test.targets.labels.unique().tolist()
+    if missing := [shown(name) for number, name in enumerate(names) if number not in measured]:
+        warn(f"no test image of {', '.join(missing)}: the accuracy is that of the other classes alone")
+    for training_set in training_sets:
+        counts = [(int((training_set.classes == number).sum()), shown(name)) for number, name in enumerate(names)]
+        if len(names) > 1 and max(counts)[0] >= IMBALANCE * min(counts)[0]:
+            found = "{} of {}".format(*max(counts)), "{} of {}".format(*min(counts))
+            cycle = f"cycle {training_set.columns['cycle']}"
+            warn(f"{cycle}: the labeled images are unbalanced ({', '.join(found)}): look at the balanced accuracy")
+        for seed in seeds[:FOLDS]:
+            measured_part(training_set, test, seed=seed)
 
 
 def held_out(classes: np.ndarray, *, seed: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 from common.provenance import int64_digest
 from common.session import run_command
 from datasets.index_files import IndexFile, write_index_file
-from datasets.results_file import Row, append_row
+from datasets.results_file import Row, append_row, read_rows
 from evals import summary
 from utils import InputError
 
@@ -40,7 +40,16 @@ def argv(tmp_path: Path) -> list[str]:
     row = Row("npz", 0.5, "ccal", "proper", 9, 32, 0.1, 0, 2, 0, 70.0, 71.0, int64_digest([1, 2]), "data", 1.0)
     append_row(tmp_path / "results.csv", row)
     for seed, accuracy in enumerate([80.0, 84.0]):
-        change = {"cycle": 2, "labeled": 16, "seed": seed, "accuracy": accuracy, "index_digest": last}
+        change = {
+            "balanced_accuracy": accuracy - 10,
+            "rejection": 40.0,
+            "split_digest": "d",
+            "cycle": 2,
+            "labeled": 16,
+            "seed": seed,
+            "accuracy": accuracy,
+            "index_digest": last,
+        }
         append_row(tmp_path / "results.csv", dataclasses.replace(row, **change))
     names = {"index_dir": "ccal", "random_dir": "random", "results": "results.csv", "out_path": "out"}
     return [word for flag, name in names.items() for word in (f"--{flag}", str(tmp_path / name))]
@@ -86,7 +95,25 @@ def test_the_table_puts_together_what_the_files_hold(tmp_path: Path, argv: list[
     shown = capsys.readouterr().out
     heading, *lines = shown.splitlines()[:4]
     assert "random query" in heading and "published" not in heading and "AUROC of the score" not in heading
-    assert lines[2].split() == ["2", "10", "5", "50.0", "%", "30.0", "%", "0.9700", "16", "82.00", "±", "2.83", "%"]
+    assert lines[2].split() == [
+        "2",
+        "10",
+        "5",
+        "50.0",
+        "%",
+        "30.0",
+        "%",
+        "0.9700",
+        "16",
+        "82.00",
+        "±",
+        "2.83",
+        "%",
+        "72.00",
+        "%",
+        "40.0",
+        "%",
+    ]
     assert (tmp_path / "out" / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -122,6 +149,14 @@ def test_what_was_found_is_said_in_one_sentence(tmp_path: Path) -> None:
     assert summary.headline({"new": rows()}) == summary.headline({}) == ""
 
 
+def of_another_order(path: Path) -> None:
+    """Classifiers of the same labeled images, whose split has the classes in another order."""
+    rows = read_rows(path)
+    path.unlink()
+    for row in rows:
+        append_row(path, dataclasses.replace(row, split_digest="order"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -129,6 +164,7 @@ def test_what_was_found_is_said_in_one_sentence(tmp_path: Path) -> None:
         (lambda path: (path / "results.csv").unlink(), "does not exist"),
         (lambda path: (path / "results.csv").write_text("a,b\n1,2\n"), "is damaged"),
         (lambda path: write_query(path / "random", "random", [1], digest="other"), "different splits"),
+        (lambda path: of_another_order(path / "results.csv"), "has no classifier of the query"),
     ],
 )
 def test_what_cannot_be_put_together_is_refused(tmp_path: Path, argv: list[str], capsys, change, message) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import signal
 import subprocess
@@ -14,15 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from common.provenance import image_digest, int64_digest
+from common import checkpoint
+from common.provenance import file_digest, image_digest, int64_digest
 from common.session import run_command
 from common.settings import ClassifierSettings, DataSettings
 from datasets import Split, load_data_and_split
 from datasets.index_files import IndexFile, default_index_dir, index_path, write_index_file
 from datasets.results_file import COLUMNS
+from models import build_encoder
 from train_classifier import engine
 from train_classifier import main as command
-from train_classifier.main import ROOT, folders, main
+from train_classifier.engine import probabilities
+from train_classifier.main import ROOT, choose_start, folders, main
+from train_classifier.model_file import load_model
 from utils import Diverged
 
 
@@ -40,9 +45,9 @@ class Run:
         words += f" --index_dir {self.index_dir} --out_path {self.out} --cycles 1 --runs 2 --epochs 1 --batch_size 4"
         return [*words.split(), "--device", "cpu", *more]
 
-    def write(self, cycle: int, labeled: list[int], **settings: object) -> None:
-        content = IndexFile("npz", 0.25, self.split.digest, [2, 0], "ccal", cycle, labeled, [], [], settings)
-        write_index_file(self.index_dir, content)
+    def write(self, cycle: int, labeled: list[int], **changes: object) -> None:
+        content = IndexFile("npz", 0.25, self.split.digest, [2, 0], "ccal", cycle, labeled, [], [])
+        write_index_file(self.index_dir, dataclasses.replace(content, **changes))
 
     def rows(self) -> list[dict[str, str]]:
         """The rows of results.csv, without the seconds."""
@@ -79,11 +84,12 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Takes the training out: seed s reaches 60 + s, then 50 + s. The seeds that were trained together, in order."""
     seen = []
 
-    def train(networks, data, test, *, seeds, settings):
+    def train(networks, data, test, *, seeds, settings, targets):
         seen.append(list(seeds))
         return [[60.0 + seed, 50.0 + seed] for seed in seeds]
 
     monkeypatch.setattr(command, "train_together", train)
+    monkeypatch.setattr(command, "save_model", lambda path, *_, **__: path.touch())
     return seen
 
 
@@ -150,8 +156,9 @@ def test_with_number_only_its_file_is_needed_and_the_table_grows(run: Run, capfd
     hidden.rename(index_path(run.index_dir, 0))
     capfd.readouterr()
     main(run.words("--number", "1"))
-    table = [line.split() for line in capfd.readouterr().out.splitlines()][-4:-2]
-    assert table == [[cycle, count, "2", "50.50", "±", "0.71", "%", "60.50", "%"] for cycle, count in ("06", "19")]
+    table = [line.split() for line in capfd.readouterr().out.splitlines() if line.endswith("60.50 %")]
+    start = ["2", "50.50", "±", "0.71", "%"]
+    assert [line[:7] for line in table] == [[cycle, count, *start] for cycle, count in ("06", "19")]
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
@@ -177,17 +184,77 @@ def test_other_pixels_than_those_that_were_queried_are_refused(run: Run, capfd, 
     everything = np.sort(np.concatenate([run.split.labeled, run.split.unlabeled]))
     with np.load(run.data) as arrays:
         digest = image_digest(arrays["train_images"], everything)
-    run.write(0, run.split.labeled.tolist(), images_digest=digest)
+    run.write(0, run.split.labeled.tolist(), settings={"images_digest": digest})
     assert run_command(main, run.words("--number", "0")) == 0
     write_data(run.data, seed=1)  # the labels, and so the split, are the same
     assert "cycle_0.json was made with other settings (other images)" in refused(run, capfd, "--number", "0")
 
 
-def test_a_single_class_is_refused(run: Run, capfd) -> None:
-    words = run.words()
-    words.remove("0")
+def test_a_single_class_needs_others(run: Run, capfd) -> None:
+    words = [word for word in run.words("--number", "1", "--runs", "1") if word != "0"]
+    settings = DataSettings(
+        dataset="npz", data_path=str(run.data), mismatch=0.25, target_classes=(2,), initial_budget=6
+    )
+    _, split = load_data_and_split(settings)
+    single = Run(run.data, split, run.index_dir, run.out)
+    single.write(1, split.labeled.tolist(), target_classes=[2])
     assert run_command(main, words) == 2
-    assert "--target_classes 2: a classifier needs at least two classes" in capfd.readouterr().err
+    assert "2 is the only target class: a classifier needs a second one" in capfd.readouterr().err
+    single.write(1, split.labeled.tolist(), target_classes=[2], set_aside=[1, 4, 7])
+    assert run_command(main, words) == 0
+    [row] = run.columns("other", "accuracy", "class_accuracies")
+    assert row == ("class", "100.0", "100.00")
+    [rejection] = run.columns("rejection")
+    assert 0 <= float(rejection[0]) <= 100  # of the 8 test images of other classes
+
+
+def test_the_last_cycles_weights_give_the_rows_accuracies(run: Run, capfd) -> None:
+    run.write(1, run.split.labeled.tolist(), set_aside=[1, 4])
+    main(run.words("--other", "class"))
+    assert sorted(path.name for path in run.out.glob("*.model")) == ["cycle_1_seed_0.model", "cycle_1_seed_1.model"]
+    printed = capfd.readouterr().out
+    assert f"python -m train_classifier.predict {run.out / 'cycle_1_seed_0.model'} IMAGES" in printed
+    model = load_model(run.out / "cycle_1_seed_1.model")
+    assert model.outputs == ("2", "0", "other") and model.image_size == (8, 8)
+    with np.load(run.data) as arrays:
+        images, labels = torch.from_numpy(arrays["test_images"]).permute(0, 3, 1, 2), arrays["test_labels"]
+    values = probabilities(model.network, images)
+    right = [100 * (values[labels == label][:, :2].argmax(1) == n).mean() for n, label in enumerate((2, 0))]
+    row = run.rows()[-1]
+    assert row["class_accuracies"] == " ".join(f"{share:.2f}" for share in right)
+    assert float(row["balanced_accuracy"]) == pytest.approx(np.mean(right))
+    threshold = np.sort(values[labels != 1][:, 2])[-1]  # of 8 targets all have to pass
+    assert float(row["rejection"]) == 100 * (values[labels == 1][:, 2] > threshold).mean()
+
+
+def test_an_encoder_to_start_from(run: Run, tmp_path: Path, capfd) -> None:
+    path = tmp_path / "encoder.model"
+    checkpoint.save(path, build_encoder("resnet8", num_classes=3, shifts=1, simclr_dim=16).state_dict())
+    words = ("--number", "0", "--runs", "1", "--init", str(path))
+    for tune in ("auto", "all"):
+        main(run.words(*words, "--tune", tune))
+    digest = file_digest(path)
+    assert run.columns("start", "init_digest") == [("head", digest), ("all", digest)]
+    assert f"classifiers start from the encoder {path}, and train all of it" in capfd.readouterr().out
+    assert "--recipe original starts from scratch" in refused(run, capfd, *words, "--recipe", "original")
+    assert "name one with --init" in refused(run, capfd, "--tune", "head")
+    path.write_bytes(b"no checkpoint")
+    assert "encoder.model is damaged or not a checkpoint" in refused(run, capfd, *words)
+
+
+def test_where_people_label_the_querys_encoder_is_the_start(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "last.model"
+    path.write_bytes(b"weights")
+    record = {"checkpoints": {"semantic": str(path)}, "checkpoint_digests": {"semantic": file_digest(path)}}
+    assert choose_start(ClassifierSettings(), record, by_people=True) == path
+    assert f"start from the encoder {path}, and train its head alone below 200" in capsys.readouterr().out
+    for settings, by_people in (({}, False), ({"init": "none"}, True), ({"recipe": "original"}, True)):
+        assert choose_start(ClassifierSettings(**settings), record, by_people=by_people) is None
+    path.write_bytes(b"others")
+    assert choose_start(ClassifierSettings(), record, by_people=True) is None
+    assert f"the query's encoder {path} is gone or another by now" in capsys.readouterr().out
+    for broken in ({}, {"checkpoints": 3}, {"checkpoints": {}}):  # a random query has none
+        assert choose_start(ClassifierSettings(), broken, by_people=True) is None
 
 
 def test_cuda_without_a_gpu(run: Run, capfd, monkeypatch) -> None:
@@ -248,7 +315,7 @@ def test_a_signal_loses_the_classifiers_in_training_alone(run: Run, monkeypatch,
 
 
 def test_seeds_beside_one_that_diverges_are_kept(run: Run, monkeypatch, capfd) -> None:
-    def train(networks, data, test, *, seeds, settings):
+    def train(networks, data, test, *, seeds, settings, targets):
         return [Diverged(f"seed {seed}: the loss became nan") if seed == 1 else [60.0] for seed in seeds]
 
     monkeypatch.setattr(command, "train_together", train)

@@ -83,7 +83,7 @@ def write_results(
         digest = int64_digest(json.loads((folder / f"cycle_{cycle}.json").read_text())["labeled"])
         for seed, value in enumerate(values):
             row = dict.fromkeys(COLUMNS, "1") | {"strategy": strategy, "cycle": cycle, "seed": seed, "seconds": 1.5}
-            row |= {"accuracy": value, "index_digest": digest}
+            row |= {"accuracy": value, "index_digest": digest, "split_digest": DIGEST}
             lines.append(",".join(str(row[column]) for column in COLUMNS))
     path.parent.mkdir(parents=True)
     path.write_text("\n".join(lines) + "\n")
