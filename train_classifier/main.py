@@ -46,7 +46,7 @@ from models import ContrastiveEncoder
 from train_classifier.engine import LabeledImages, probabilities, train_together
 from train_classifier.measures import measures
 from train_classifier.model_file import model_path, save_model
-from train_classifier.network import HEAD_BELOW, HEAD_RATE, encode, load_encoder, start_networks
+from train_classifier.network import HEAD_BELOW, encode, load_encoder, start_networks
 from train_classifier.training_sets import (
     FOLDS,
     Measured,
@@ -125,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"epoch(s), {len(split.test)} test images, on {run.device}"
             )
             names = tuple(data.class_names[number] for number in split.target_classes)
-            test = test_images(data, split, run.device, other=other)
+            others_trained = any(training_set.has_others for training_set in training_sets)
+            test = test_images(data, split, run.device, others=others_trained)
             check(training_sets, test, names=names, seeds=seeds)
             shared = (names, split.digest, data.image_size, seeds, together, *start, test, run.device)
             work = Work(classifier, *shared, results)
@@ -194,17 +195,17 @@ def choose_start(classifier: ClassifierSettings, record: dict[str, Any], *, by_p
     return Path(path)
 
 
-def test_images(data: Dataset, split: Split, device: torch.device, *, other: str) -> Measured:
-    """The test images on the device, those of other classes only where others are trained; says what lacks."""
+def test_images(data: Dataset, split: Split, device: torch.device, *, others: bool) -> Measured:
+    """The test images on the device, those of other classes only if ``others`` are trained; says what lacks."""
     targets = LabeledImages.from_numpy(*test_set(data, split), device) if len(split.test) else None
-    found, others = other_test_images(data, split), None
+    found, measured = other_test_images(data, split), None
     if targets is None:
         log(NO_TEST_IMAGES)
-    if other == "class" and len(found):
-        others = LabeledImages.from_numpy(found, np.full(len(found), len(split.target_classes)), device)
-    elif other == "class":
+    if others and len(found):
+        measured = LabeledImages.from_numpy(found, np.full(len(found), len(split.target_classes)), device)
+    elif others:
         log(NO_OTHER_TEST_IMAGES)
-    return Measured(targets, others)
+    return Measured(targets, measured)
 
 
 def train_seeds(training_set: TrainingSet, work: Work, *, keep: bool) -> None:
@@ -218,7 +219,7 @@ def train_seeds(training_set: TrainingSet, work: Work, *, keep: bool) -> None:
     Raises:
         Diverged: The loss of a seed is not finite; the others of its group have been added.
     """
-    columns, settings, classes = work.columns(training_set), work.classifier, len(work.names)
+    columns, classes = work.columns(training_set), len(work.names)
     kept = {seed: find_row(read_rows(work.results), {**columns, "seed": seed}) for seed in work.seeds}
     for row in filter(None, kept.values()):
         log_row(row, f"kept from {work.results.name}", work.names)
@@ -229,7 +230,6 @@ def train_seeds(training_set: TrainingSet, work: Work, *, keep: bool) -> None:
     data, tests = LabeledImages.from_numpy(*data, work.device), [work.test.targets, work.test.others]
     if columns["start"] == "head":
         data, *tests = (part and encode(work.encoder, part) for part in (data, *tests))
-        settings = dataclasses.replace(settings, lr=HEAD_RATE * settings.lr)
     held = {seed: measured_part(training_set, work.test, seed=seed) for seed in missing}
     # Where a part is held out, each seed has other images to train on.
     together = 1 if any(part.any() for part in held.values()) else work.together
@@ -240,7 +240,7 @@ def train_seeds(training_set: TrainingSet, work: Work, *, keep: bool) -> None:
         targets, others = (test or own for test, own in zip(tests, parts))
         networks = start_networks(work.encoder, train, **about)
         trained = [network.head for network in networks] if columns["start"] == "head" else networks
-        outcomes = train_together(trained, train, targets, seeds=group, settings=settings, targets=classes)
+        outcomes = train_together(trained, train, targets, seeds=group, settings=work.classifier, targets=classes)
         seconds = round((time.perf_counter() - begin) / len(group), 3)
         for seed, outcome, network, module in zip(group, outcomes, networks, trained, strict=True):
             if isinstance(outcome, Diverged):
@@ -265,7 +265,7 @@ def train_seeds(training_set: TrainingSet, work: Work, *, keep: bool) -> None:
 def log_row(row: Row, source: str, names: Sequence[str]) -> None:
     """Prints a classifier's accuracy and where it comes from."""
     by_class = results_file.class_accuracies(row)
-    parts = [f"{shown(name)} {mean_text(value, None)}" for name, value in zip(names, by_class)]
+    parts = [f"{shown(name)}: {mean_text(value, None)}" for name, value in zip(names, by_class)]
     balanced = f"balanced {mean_text(row.balanced_accuracy, None)}, {', '.join(parts)}; " if parts else ""
     rejected = f"{mean_text(row.rejection, None)} of others rejected where 95 % of targets pass, "
     log(
@@ -285,7 +285,7 @@ def report(sets: Sequence[TrainingSet], work: Work, figure: Path) -> None:
         if found:
             mean = Accuracy.of(found)
             known = [(value, shown(name)) for value, name in zip(mean.by_class, work.names) if value is not None]
-            lowest = "{1} {0:.2f} %".format(*min(known)) if known else "-"
+            lowest = "{:.2f} % ({})".format(*min(known)) if known else "-"
             counts = [str(columns["cycle"]), str(columns["labeled"]), str(mean.seeds)]
             balanced, rejection, best = (mean_text(v, None) for v in (mean.balanced, mean.rejection, mean.best_mean))
             cells.append([*counts, mean_text(mean.mean, mean.deviation), balanced, lowest, rejection, best])

@@ -16,8 +16,7 @@ from models import BACKBONES, ContrastiveEncoder, build_encoder
 from train_classifier.engine import EVALUATION_BATCH, LabeledImages, channel_constants, normalize
 from utils import InputError
 
-HEAD_BELOW = 200  # labeled images per class, on average; with fewer, the encoder stays as it is
-HEAD_RATE = 4  # times --lr, for a head alone: at the rate of whole networks a single layer is not done after 100 epochs
+HEAD_BELOW = 100  # labeled images per class, on average; with fewer, the encoder stays as it is
 
 
 def build_network(num_classes: int, *, seed: int) -> nn.Module:

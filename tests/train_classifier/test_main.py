@@ -247,7 +247,7 @@ def test_where_people_label_the_querys_encoder_is_the_start(tmp_path: Path, caps
     path.write_bytes(b"weights")
     record = {"checkpoints": {"semantic": str(path)}, "checkpoint_digests": {"semantic": file_digest(path)}}
     assert choose_start(ClassifierSettings(), record, by_people=True) == path
-    assert f"start from the encoder {path}, and train its head alone below 200" in capsys.readouterr().out
+    assert f"start from the encoder {path}, and train its head alone below 100" in capsys.readouterr().out
     for settings, by_people in (({}, False), ({"init": "none"}, True), ({"recipe": "original"}, True)):
         assert choose_start(ClassifierSettings(**settings), record, by_people=by_people) is None
     path.write_bytes(b"others")
