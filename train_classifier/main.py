@@ -301,7 +301,8 @@ def tell_of_models(training_set: TrainingSet, work: Work, data: DataSettings) ->
     cycle, folder = training_set.columns["cycle"], work.results.parent
     paths = [str(path) for seed in work.seeds if (path := model_path(folder, cycle=cycle, seed=seed)).is_file()]
     if paths:
-        images = str(Path(data.data_path, "unlabeled")) if not training_set.columns["mismatch"] else "IMAGES"
+        by_people = training_set.columns["mismatch"] is None
+        images = str(Path(data.data_path, "unlabeled").expanduser()) if by_people else "IMAGES"
         log(f"weights of cycle {cycle}, as last trained: {', '.join(paths)}")
         log(f"on other images: {shlex.join(['python', '-m', 'train_classifier.predict', paths[0], images])}")
 

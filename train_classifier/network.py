@@ -93,7 +93,7 @@ def penultimate(encoder: ContrastiveEncoder, inputs: Tensor) -> Tensor:
     return encoder.penultimate((inputs * std + mean - 0.5) / 0.5)
 
 
-@functools.cache  # test images serve every cycle
+@functools.lru_cache(4)  # a cycle's images and the test images, targets and others, which serve every cycle
 @torch.no_grad()
 def encode(encoder: ContrastiveEncoder, data: LabeledImages) -> LabeledImages:
     """What the frozen encoder makes of images and of the mirrored ones."""

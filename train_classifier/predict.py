@@ -85,8 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [("path", "class", *model.outputs, "left out")]
     for (name, _), number, row in zip(images, chosen, values, strict=True):
         rows.append((name, model.outputs[number], *(f"{value:.6f}" for value in row), ""))
-    write(table, csv_text([*rows, *((name, "", *[""] * len(model.outputs), reason) for name, reason in left_out)]))
-    write(page, page_html(lead, model.outputs, images, values))
+    rows += [(name, "", *[""] * len(model.outputs), reason) for name, reason in left_out]
+    for path, text in ((table, csv_text(rows)), (page, page_html(lead, model.outputs, images, values))):
+        with atomic_write(path) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
     finish([table, page])
 
 
@@ -176,11 +178,6 @@ def page_html(lead: str, outputs: Sequence[str], images: Images, values: np.ndar
 def escape(text: str) -> str:
     """Text as HTML; what has no place in a page (control characters, lone surrogates) is replaced."""
     return html.escape("".join(c if c.isprintable() else "\ufffd" for c in text), quote=True)
-
-
-def write(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 if __name__ == "__main__":
