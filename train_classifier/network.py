@@ -47,7 +47,7 @@ def load_encoder(path: Path) -> ContrastiveEncoder:
     Raises:
         InputError: The file cannot be read, or is of no backbone of ours.
     """
-    state = checkpoint.load(path)
+    state = checkpoint.read_state(path)
     for backbone in BACKBONES if checkpoint.is_state(state) else ():
         encoder = bare_encoder(backbone)
         own = encoder.state_dict()
