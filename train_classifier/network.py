@@ -48,7 +48,7 @@ def load_encoder(path: Path) -> ContrastiveEncoder:
         InputError: The file cannot be read, or is of no backbone of ours.
     """
     state = checkpoint.read_state(path)
-    for backbone in BACKBONES if checkpoint.is_state(state) else ():
+    for backbone in BACKBONES:
         encoder = bare_encoder(backbone)
         own = encoder.state_dict()
         if all(name in state and state[name].shape == value.shape for name, value in own.items()):

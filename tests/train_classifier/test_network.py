@@ -44,7 +44,7 @@ def test_what_is_no_encoder_is_refused(saved: Path) -> None:
     state = torch.load(saved, weights_only=True)
     for content in ({**state, "conv1.weight": torch.zeros(5, 3, 3, 3)}, {"epoch": 1}, [1]):
         checkpoint.save(saved, content)
-        with pytest.raises(InputError, match="is not an encoder of contrastive training"):
+        with pytest.raises(InputError, match="is not (an encoder of contrastive training|a state_dict)"):
             load_encoder(saved)
     checkpoint.save(saved, {**state, "conv1.weight": state["conv1.weight"] * float("nan")})
     with pytest.raises(InputError, match=r"not finite \(conv1.weight\)"):
