@@ -87,8 +87,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         data, split = load_data_and_split(given.data)
         if not data.has_oracle:
             raise InputError(f"{given.data.data_path}/unlabeled has no labels: there is no query to simulate")
-        if len(split.target_classes) < 2:
-            raise InputError(f"--target_classes {split.target_classes[0]}: a classifier needs at least two classes")
         paper = recipe_for(given.data.dataset, pool=len(split.unlabeled), classes=len(split.target_classes))
         chosen = vars(given.training) | vars(given.query) | vars(given.classifier)
         chosen["global_batch_size"] = given.run.batch_size

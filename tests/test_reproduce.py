@@ -155,7 +155,6 @@ def test_a_finished_run_is_not_continued_with_other_settings(copied: Path, tiny_
     ("more", "message"),
     [
         ("--queries_per_class 60", "asks for 120 images"),
-        ("--target_classes 2", "at least two classes"),
         ("--batch_size 1", "no negatives"),
     ],
 )

@@ -171,8 +171,6 @@ def check_counts(root: Path, form: Sequence[str], names: Sequence[str], files: S
     classes = listed([f"{label} {per_class[form[0], label]}" for label in names], 20) or "none"
     others = ", ".join(f"{totals[part]} {part}" for part in form[1:])
     log(f"{root}: {totals[form[0]]} {form[0]} images of {len(names)} class(es) ({classes}), {others}")
-    if form is ANNOTATION and len(names) == 1:
-        warn(f"labeled/ has one class only ({shown(names[0])}): the classifier needs two")
     for label in names if form is ANNOTATION else ():
         if per_class["labeled", label] == 1:
             warn(f"labeled/{shown(label)} has one image only: the distinctive score needs two")
