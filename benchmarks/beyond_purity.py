@@ -59,7 +59,7 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     given = build_parser().parse(argv).comparison
     data = read_npz(Path(given.npz), ["train_labels", "test_labels"])
-    features = np.load(given.features).astype(np.float32)
+    features = np.load(given.features, allow_pickle=False).astype(np.float32)
     rows = [("variant", "seed", "cycle", "answers", "found", "labeled", "accuracy")]
     for name, teaching in TEACHING.items():
         for seed in range(given.seeds):

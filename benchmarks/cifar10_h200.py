@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         work = Path(given.runs or folder)
         keep = restricted(data, Path(given.features), work)
         rows, points = [], []
-        features = np.load(Path(given.features) / PENULTIMATE).astype(np.float32)
+        features = np.load(Path(given.features) / PENULTIMATE, allow_pickle=False).astype(np.float32)
         for run in all_runs():
             query(run, Path(given.npz), Path(given.features), work)
             found = read_cycles(work / run.folder)
@@ -144,7 +144,7 @@ def restricted(data: dict[str, np.ndarray], features: Path, work: Path) -> np.nd
         with atomic_write(work / "pool.npz") as file:
             np.savez(file, **{name: data[name][keep] if "train" in name else data[name] for name in IMAGES})
     for path in features.glob("*.npy"):
-        values = np.load(path, mmap_mode="r")
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
         np.save(work / "pool" / path.name, values if len(values) == len(keep) else values[keep])
     return keep
 

@@ -328,7 +328,7 @@ def test_the_default_place(tmp_path, monkeypatch):
     words = "--dataset digits --mismatch 0.125 --strategy random --queries_per_class 20 --cycles 1 --device cpu"
     assert run(words.split()) == 0
     place = tmp_path / "train_classifier" / "get_index_12.5" / "digits" / "random"
-    assert files_in(place) == ["cycle_0.json", "cycle_1.json", "scores/cycle_1.npz"]
+    assert files_in(place) == ["cycle_0.json", "cycle_1.json", "scores/cycle_1.npz", "scores/sample.npz"]
     assert read_json(place / "cycle_1.json")["metrics"]["queried"] == 40
 
 

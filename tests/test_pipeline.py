@@ -107,7 +107,7 @@ def test_the_report_has_every_section_without_further_flags(run: dict[str, str])
         shown = f'<td class="number">10</td><td class="number">{found}</td><td class="number">{precision:.2f}</td>'
         assert f'<td>ccal</td><td class="number">{content["cycle"]}</td>{shown}' in page
     pictures = {path.stem for path in (folder / "report_figures").iterdir()}
-    assert {"precision", "recall", "accuracy", "semantic_loss", "distinctive_test_probe_accuracy"} <= pictures
+    assert {"precision", "recall", "accuracy_annotated", "semantic_loss", "distinctive_test_probe_accuracy"} <= pictures
     for cycle in (1, 2):
         assert {f"scores_run1_cycle_{cycle}", f"images_run1_cycle_{cycle}_best"} <= pictures
         assert {f"scatter_run1_cycle_{cycle}_class_{number}" for number in (0, 1)} <= pictures

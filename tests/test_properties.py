@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -70,12 +72,20 @@ def test_annotation_moves_images_and_loses_none(seed):
 def banks_for(name: str, labels: np.ndarray, split: Split, seed: int) -> dict[str, FeatureBank]:
     """Features for a strategy, with ties, in which classes lie apart, more or less."""
     rng, indices, banks = np.random.default_rng(seed), np.sort(np.concatenate([split.labeled, split.unlabeled])), {}
-    for encoder, shifts in (("semantic", 1), ("distinctive", 4)):
+    for encoder, shifts in (("semantic", 1), ("distinctive", 4), ("penultimate", 1)):
         shape = len(indices), shifts, 6
         noise = rng.integers(-2, 3, shape).astype(np.float32)
         centre = np.eye(6, dtype=np.float32)[labels[indices]][:, None] * rng.integers(0, 6)
         banks[encoder] = FeatureBank(indices, torch.from_numpy(noise + centre + 0.5))
     return {encoder: banks[encoder] for encoder in STRATEGIES[name].needs}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_training():
+    """Whatever ``posterior`` has learned, its queries keep to the budget."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["evals.strategies.posterior"], "STEPS", 3)
+        yield
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

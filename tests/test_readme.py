@@ -55,7 +55,7 @@ python active_main.py --mode eval --k 100.0 --t 0.9 --dataset cifar10 --model re
 --load_path './model'
 cd train_classifier; python main.py --cuda --split 5 --dataset cifar10 --mismatch 0.8 --number 1 --epoch 100
 """
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "results").rglob("*.md"))]
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -88,7 +88,7 @@ def makefile_commands() -> str:
     return "\n".join(line.lstrip("\t@") for line in text.splitlines() if line.startswith("\t"))
 
 
-SHOWN = {f"{path.name}-{n}": command for path in DOCUMENTS for n, command in enumerate(commands_in(shell_blocks(path)))}
+SHOWN = {f"{path.relative_to(ROOT)}-{n}": command for path in DOCUMENTS for n, command in enumerate(commands_in(shell_blocks(path)))}
 MADE = {f"Makefile-{n}": command for n, command in enumerate(commands_in(makefile_commands()))}
 
 
