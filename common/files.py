@@ -143,7 +143,7 @@ def read_json(path: str | os.PathLike, *, limit: int | None = None) -> Any:
     """
     content = read_regular(path, limit=limit)
     try:
-        return json.loads(content.decode())
+        return json.loads(content.decode("utf-8-sig"))  # editors may put a byte order mark in front
     except (ValueError, RecursionError) as error:  # no text, no JSON, a number too long, or nested too deep
         raise InputError(f"{path} is not valid JSON ({error}); restore it or write it again") from None
 

@@ -1,7 +1,8 @@
 """to_label.csv: the table of a query that people fill in, written and read back with every line checked.
 
 Spreadsheets take a cell that starts with = + - @ for a formula. Such a path or class name is written with an apostrophe
-in front, which the reader removes; one that starts with an apostrophe gets another.
+in front, which the reader removes; one that starts with an apostrophe gets another. They also write 1 for 01, and sort
+one column without the others: a number finds its class, and what stands beside a path must belong to it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from common.console import shown
 from common.files import read_regular
+from datasets.base import spreadsheet_name, twins
 from utils import InputError
 
-COLUMNS = ("path", "suggested_class", "joint_score", "semantic_score", "distinctive_score", "label")
+SCORES = ("joint_score", "semantic_score", "distinctive_score")
+COLUMNS = ("path", "image", "suggested_class", *SCORES, "label")
 OTHER_LABEL = "other"  # the label of an image that belongs to none of the target classes
 GUARDED = tuple("=+-@\t\r'")  # first characters of cells that get an apostrophe in front
 BYTE_ORDER_MARK = "\ufeff"
@@ -52,14 +56,23 @@ class QueriedImage:
         scores = (self.joint, self.semantic, self.distinctive)
         return ["" if score is None else f"{score:.{digits}f}" for score in scores]
 
+    @property
+    def mark(self) -> str:
+        """What names the image beside its path, by its content; the letter keeps spreadsheets from making it a number."""
+        return f"x{self.digest[:9]}"
+
 
 def check_class_names(names: Sequence[str]) -> None:
-    """Raises InputError for a class name that a table cannot hold, or that reads like the label "other"."""
+    """Raises InputError for class names that a table cannot hold or tell apart, or that read like the label "other"."""
     for name in names:
         if not is_unicode(name):
             raise InputError(f"labeled/{shown(name)}: the name is not valid UTF-8; rename the folder")
         if _normalized(name) == OTHER_LABEL:
             raise InputError(f"a class is named {name!r}, a label that means none of the classes: rename its folder")
+    if pair := twins(names, spreadsheet_name):
+        raise InputError(
+            f"classes {_listing(pair)}: a spreadsheet makes them one name; rename a folder, to class_1 say"
+        )
 
 
 def is_unicode(name: str) -> bool:
@@ -78,7 +91,7 @@ def format_row(cells: Sequence[str]) -> str:
 def row_without_label(image: QueriedImage) -> str:
     """The line of an image up to its label, which follows as ``format_row([label])``."""
     # Negative scores are not guarded: a spreadsheet reads them as numbers and can sort by them.
-    return ",".join([format_row([image.path, image.suggestion or ""]), *image.format_scores(6), ""])
+    return ",".join([format_row([image.path, image.mark, image.suggestion or ""]), *image.format_scores(6), ""])
 
 
 def format_table(images: Sequence[QueriedImage]) -> str:
@@ -87,7 +100,12 @@ def format_table(images: Sequence[QueriedImage]) -> str:
 
 
 def read_labels(
-    file: Path, queried: Sequence[str], class_names: Sequence[str], *, partial: bool = False
+    file: Path,
+    queried: Sequence[str],
+    class_names: Sequence[str],
+    *,
+    partial: bool = False,
+    images: Sequence[QueriedImage] = (),
 ) -> dict[str, str | None]:
     """Reads a filled table and checks it line by line.
 
@@ -99,6 +117,7 @@ def read_labels(
         queried: Paths of the query.
         class_names: What a label may be, besides "other".
         partial: Accept images without a label.
+        images: Of the query: where the file has their columns, each line is compared with its image.
 
     Returns:
         By path, in the order of ``queried``: a class name, or None for an image of no target class.
@@ -108,17 +127,24 @@ def read_labels(
             what to do.
     """
     paths, classes = NameFinder(queried), NameFinder(class_names)
+    known = {image.path: image for image in images}
     lines: dict[str, int] = {}
     labels: dict[str, str | None] = {}
     problems: list[str] = []
-    for line, path_cell, label_cell in _cells(file):
+    for line, row in _cells(file):
+        path_cell, label_cell = row["path"], row["label"]
         try:
-            path = paths.find(path_cell)
+            path = paths.find(path_cell) or paths.find(path_cell.replace("\\", "/"))  # as Windows writes paths
             if path is None:
                 raise InputError(f"{_quoted(path_cell)} is not among the images of this query; remove the line")
             if path in lines:
                 raise InputError(f"{_quoted(path_cell)} is in line {lines[path]} already; keep one of the two lines")
             lines[path] = line
+            if column := path in known and _foreign(row, known[path]):
+                raise InputError(
+                    f"{column} {_quoted(row[column])} is not that of {_quoted(path)}; was one column sorted without the "
+                    "others? Sort the whole table, or save it again"
+                )
             if label_cell.strip() or label_cell in classes.names:  # a name may consist of spaces
                 labels[path] = _class_name(label_cell, classes)
         except InputError as error:
@@ -144,24 +170,46 @@ def lists_only(file: Path, queried: Sequence[str]) -> bool:
     Raises:
         InputError: The file cannot be read.
     """
-    paths, cells = NameFinder(queried), [path_cell for _, path_cell, _ in _cells(file)]
+    paths, cells = NameFinder(queried), [row["path"].replace("\\", "/") for _, row in _cells(file)]
     try:
         return bool(cells) and all(paths.find(cell) is not None for cell in cells)
     except InputError:  # ambiguous
         return False
 
 
+def _foreign(row: dict[str, str], image: QueriedImage) -> str:
+    """The first column of a line whose value is not the image's; empty where all are, as far as they are there.
+
+    A spreadsheet may have rounded the scores, and written them with a comma.
+    """
+    for column, own in (("image", image.mark), ("suggested_class", image.suggestion)):
+        cell = _unguarded(row.get(column, ""))
+        if own and cell.strip() and spreadsheet_name(_normalized(cell)) != spreadsheet_name(_normalized(own)):
+            return column
+    for column, own in zip(SCORES, image.format_scores(6)):
+        try:
+            value = Decimal(row.get(column, "").strip().replace(",", "."))
+            if own and abs(value - Decimal(own)) > Decimal(5).scaleb(value.as_tuple().exponent - 1):
+                return column
+        except (InvalidOperation, TypeError):  # empty, or no number any more
+            continue
+    return ""
+
+
 def _class_name(cell: str, classes: NameFinder) -> str | None:
     if _normalized(cell) == OTHER_LABEL:
         return None
-    if (name := classes.find(cell)) is None:
+    name = classes.find(cell)
+    if name is None:  # 1 stands for 01 if no other class does
+        name = next((name for name in classes.names if spreadsheet_name(name) == spreadsheet_name(cell.strip())), None)
+    if name is None:
         names = _listing(list(classes.names))
         raise InputError(f"label {_quoted(cell)} is not a class here; write {names} or {OTHER_LABEL}")
     return name
 
 
-def _cells(file: Path) -> Iterator[tuple[int, str, str]]:
-    """Line number, path and label of each line that is not empty.
+def _cells(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells, by column, of each line that is not empty; those of path and label are always there.
 
     Raises:
         InputError: The file is not a table with these two columns.
@@ -170,7 +218,7 @@ def _cells(file: Path) -> Iterator[tuple[int, str, str]]:
     first_separator = re.search(r"(?:^|[\r\n])(?!sep=)[^,;\t\r\n]*([,;\t])", text)
     delimiter = first_separator[1] if first_separator else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    columns: list[int] = []
+    columns: dict[str, int] = {}
     line, next_line = 1, 1
     try:
         for row in reader:
@@ -178,8 +226,7 @@ def _cells(file: Path) -> Iterator[tuple[int, str, str]]:
             if not any(cell.strip() for cell in row) or (not columns and row[0].startswith("sep=")):
                 continue
             if columns:
-                path, label = (row[column] if column < len(row) else "" for column in columns)
-                yield line, path, label
+                yield line, {name: row[column] if column < len(row) else "" for name, column in columns.items()}
                 continue
             names = [_normalized(cell) for cell in row]
             if not names.count("path") == names.count("label") == 1:
@@ -187,7 +234,7 @@ def _cells(file: Path) -> Iterator[tuple[int, str, str]]:
                     f"{file}, line {line}: the heading must have one column path and one column label, and is "
                     f"{_quoted(', '.join(row))}; keep the heading of to_label.csv"
                 )
-            columns = [names.index("path"), names.index("label")]
+            columns = {name: names.index(name) for name in COLUMNS if names.count(name) == 1}
     except csv.Error as error:
         raise InputError(f"{file}, line {next_line}: this is not a line of a csv file ({error}); correct it") from None
     if not columns:

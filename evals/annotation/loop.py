@@ -136,7 +136,7 @@ def take_labels(index_folder: Path, file: Path, progress: Progress, data: Datase
     if query is None:
         remedy = f"leave --labels out to make that of cycle {progress.cycle + 1}"
         raise InputError(f"--labels {file}: no query in {index_folder} waits for labels; {remedy}")
-    answers = read_labels(file, query.paths, query.class_names, partial=partial)
+    answers = read_labels(file, query.paths, query.class_names, partial=partial, images=query.images)
     found = _find_in_pool(answers, query, progress, data)
     if lost := [shown(path) for path in answers if path not in found]:
         names = ", ".join(lost[:3]) + ", ..." * (len(lost) > 3)
@@ -172,7 +172,7 @@ def _were_taken(index_folder: Path, file: Path, progress: Progress, data: Datase
     query, waiting = read_query(index_folder, progress.cycle), progress.waiting
     if query is None or not lists_only(file, query.paths) or (waiting and lists_only(file, waiting.paths)):
         return False
-    answers = read_labels(file, query.paths, query.class_names, partial=True)
+    answers = read_labels(file, query.paths, query.class_names, partial=True, images=query.images)
     path = index_path(index_folder, progress.cycle)
     content = read_index_file(path)
     names = [content.class_names[number] for number in content.labels] + [None] * len(content.set_aside)

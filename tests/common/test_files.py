@@ -257,6 +257,11 @@ def test_a_folder_that_can_be_written_is_left_unmade_and_others_are_refused(tmp_
             require_writable("/proc/x", "--feature_cache")
 
 
+def test_json_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "marked.json").write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xa9"}')
+    assert read_json(tmp_path / "marked.json") == {"a": "\u00e9"}
+
+
 def test_json_comes_back_as_plain_values(tmp_path):
     path = tmp_path / "sub" / "file.json"
     values = {"float": np.float64(0.25), "int": np.int64(7), "array": np.asarray([[1, 2]]), "path": Path("a/b")}

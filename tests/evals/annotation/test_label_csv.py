@@ -50,10 +50,10 @@ def table(tmp_path: Path):
 def test_the_table_byte_by_byte():
     images = [queried(), queried("unlabeled/x, y.png", "=1+1", None), queried(suggestion=None)]
     assert format_table(images) == (
-        "\ufeffpath,suggested_class,joint_score,semantic_score,distinctive_score,label\r\n"
-        "unlabeled/a.png,cat,1.250000,-0.500000,,\r\n"
-        '"unlabeled/x, y.png",\'=1+1,,-0.500000,,\r\n'
-        "unlabeled/a.png,,1.250000,-0.500000,,\r\n"
+        "\ufeffpath,image,suggested_class,joint_score,semantic_score,distinctive_score,label\r\n"
+        "unlabeled/a.png,x000000000,cat,1.250000,-0.500000,,\r\n"
+        '"unlabeled/x, y.png",x000000000,\'=1+1,,-0.500000,,\r\n'
+        "unlabeled/a.png,x000000000,,1.250000,-0.500000,,\r\n"
     )
 
 
@@ -209,3 +209,65 @@ def test_every_name_makes_the_round_trip(tmp_path, paths, classes, data):
     file.write_bytes("\r\n".join([heading, *rows]).encode())
     expected = {path: None if label == "other" else label for path, label in zip(paths, labels)}
     assert read_labels(file, paths, classes) == expected
+
+
+# What stands beside a path belongs to it
+
+
+def asked() -> list[QueriedImage]:
+    """Three images of one suggestion, whose scores differ in the third digit."""
+    return [QueriedImage(path, f"{number}abcdef012" * 6, "cat", 0.912 + number / 1000, -0.5, None)
+            for number, path in enumerate(PATHS, start=1)]  # fmt: skip
+
+
+def filled(images, label="cat") -> list[list[str]]:
+    rows = list(csv.reader(io.StringIO(format_table(images).removeprefix(BYTE_ORDER_MARK))))
+    return [rows[0], *([*row[:-1], label] for row in rows[1:])]
+
+
+def text_of(rows, delimiter=",") -> str:
+    file = io.StringIO()
+    csv.writer(file, delimiter=delimiter).writerows(rows)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("path", None), ("image", None), ("joint_score", None), ("suggested_class", "Hot Dog"), ("joint_score", "0.92")],
+)
+def test_a_column_that_was_sorted_alone_is_refused(table, column, value):
+    rows = filled(asked())
+    place = rows[0].index(column)
+    # The last two lines change places in one column, or one line says something else.
+    rows[2][place], rows[3][place] = (value, rows[3][place]) if value else (rows[3][place], rows[2][place])
+    with pytest.raises(InputError, match=r"line 3: (image|suggested_class|joint_score) .* is not that of"):
+        read_labels(table(text_of(rows)), PATHS, CLASSES, images=asked())
+
+
+def test_a_table_sorted_as_a_whole_and_scores_that_a_spreadsheet_rounds_are_taken(table):
+    heading, *rows = filled(asked())
+    kept = {"unlabeled/a.png": "cat", "unlabeled/b.png": "cat", "unlabeled/c.png": "cat"}
+    assert read_labels(table(text_of([heading, *reversed(rows)])), PATHS, CLASSES, images=asked()) == kept
+    place = heading.index("joint_score")
+    for row, score in zip(rows, ("0,913", "0,91", "9,2E-01")):
+        row[place] = score
+    assert read_labels(table(text_of([heading, *rows], ";")), PATHS, CLASSES, images=asked()) == kept
+    without = [[row[0], row[-1]] for row in (heading, *rows)]
+    assert read_labels(table(text_of(without)), PATHS, CLASSES, images=asked()) == kept
+
+
+def test_a_path_as_windows_writes_it(table):
+    rows = "path,label\nunlabeled\\a.png,cat\nunlabeled\\b.png,other\nunlabeled\\c.png,Hot Dog\n"
+    assert read_labels(table(rows), PATHS, CLASSES) == GOOD_LABELS
+    assert lists_only(table(rows), PATHS)
+
+
+def test_names_that_a_spreadsheet_changes(table):
+    """A class alone is found under what is left of its name; two that become one are refused."""
+    for name, cell in (("01", "1"), ("1e1", "10"), ("1e1", "1.00E+01"), ("true", "TRUE")):
+        rows = f"path,label\n{PATHS[0]},{cell}\n"
+        assert read_labels(table(rows), PATHS[:1], (name, "cat")) == {PATHS[0]: name}
+    for names in (("01", "1"), ("1e1", "10"), ("1.0", "cat", "1")):
+        with pytest.raises(InputError, match="a spreadsheet makes them one name"):
+            check_class_names(names)
+    check_class_names(("01", "2", "a1", "1e1"))
