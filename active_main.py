@@ -38,13 +38,14 @@ from datasets import load_data_and_split
 from datasets.base import Dataset
 from datasets.index_files import default_index_dir, index_path, write_index_file
 from datasets.split import Split
-from evals.annotation.loop import Progress, resume_annotation, write_next_query
+from evals.annotation.export import write_export
+from evals.annotation.loop import Progress, last_settings, read_progress, resume_annotation, write_next_query
 from evals.annotation.queries import AnnotationQuery
 from evals.cycle_report import cycle_line, flat_warning, keep_cycle, keep_features, print_scores
 from evals.cycles import QueryLoop, simulate
 from evals.feature_cache import feature_banks, sources_of
 from evals.features import Extraction, FeatureBank, default_batch, given_features
-from evals.index_folder import begin, check_folder, index_file
+from evals.index_folder import begin, check_folder, index_file, remember, remembered, require_same_settings
 from evals.query import check_budget
 from evals.strategies import STRATEGIES
 from models import build_encoder
@@ -52,11 +53,18 @@ from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from utils import InputError
 
 ROOT = Path(__file__).resolve().parent
+QUERIES_PER_CLASS = 1500  # where an oracle answers
+FOR_PEOPLE = 50  # images of a query that people label, in all
+# What each round of labeling says anew; an index folder remembers the other settings.
+EACH_ROUND = ("annotate", "labels", "partial", "overwrite", "new_settings", "export", "index_dir")
+EACH_ROUND += ("max_minutes", "local_rank", "quiet", "debug")
 MODES = {"semantic": "semantic", "distinctive": "distinctive", "penultimate": "semantic"}  # whose features these are
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    given = build_parser().parse(argv)
+    given = parse(argv)
+    if given.annotation.export:
+        return export(given)
     query, annotate, strategy = given.query, given.annotation.annotate, STRATEGIES[given.query.strategy]
     files = feature_files(query, strategy.needs)
     checkpoints = checkpoint_paths(query, strategy.needs, files)
@@ -70,22 +78,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = Path(query.index_dir or default_index_dir(ROOT, data.name, split.mismatch, query.strategy))
         require_writable(folder, "--index_dir")
         locks.enter_context(folder_lock(folder))
-        indices, labels, first = np.sort(split.contrast()), data.train_labels, True
+        indices, labels = np.sort(split.contrast()), data.train_labels
+        encoder_settings = given.encoder.resolved(image_size=given.data.image_size, precision=run.precision.name)
+        sources = sources_of(checkpoints, files, data.train_images, indices)
+        distributed.require_same(sources, "checkpoints or images are not the same at every process")
+        record = settings.identity(query, given.crop, given.process, *([encoder_settings] if checkpoints else []))
+        usual = max(1, FOR_PEOPLE // len(split.target_classes)) if annotate else QUERIES_PER_CLASS
+        record |= {"queries_per_class": query.queries_per_class or usual} | sources
         if annotate:
-            progress = take_labels(folder, data, split, given)
+            progress = take_labels(folder, data, split, given, record)
             if progress.waiting or not len(progress.split.unlabeled):
                 return
-            split, labels, first = progress.split, progress.labels, progress.cycle == 0
+            split, labels = progress.split, progress.labels
         elif not data.has_oracle:
             raise InputError(f"nobody has labeled the images in {given.data.data_path}/unlabeled: give --annotate")
         else:
             check_folder(folder, overwrite=query.overwrite)
-        # Later cycles take what is left, whether people or an oracle label.
-        check_budget(split, labels, query.queries_per_class if first else 0, strategy.needs)
-        encoder_settings = given.encoder.resolved(image_size=given.data.image_size, precision=run.precision.name)
+        # People, and an oracle in later cycles, label what is left where that is less than was asked for.
+        check_budget(split, labels, 0 if annotate else record["queries_per_class"], strategy.needs)
         extractions = {name: extraction_of(name, given, data, run) for name in checkpoints}
-        sources = sources_of(checkpoints, files, data.train_images, indices)
-        distributed.require_same(sources, "checkpoints or images are not the same at every process")
         digests = {"split_digest": split.digest, "images_digest": sources["images_digest"]}
         encoders = load_encoders(checkpoints, extractions, encoder_settings, digests, given, data, run.device)
         cache = None
@@ -98,12 +109,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         banks = given_banks(files, indices, query, data) | banks
         loop = QueryLoop(banks, split, labels, strategy, k=query.k, t=query.t, seed=run.seed, device=run.device)
-        used = [encoder_settings] if encoders else []
-        record = settings.identity(query, given.crop, given.process, *used) | sources
         if annotate:
             query_people(folder, loop, progress, data, given, record)
         else:
             query_oracle(folder, loop, data, given, record, run)
+
+
+def parse(argv: Sequence[str] | None) -> SimpleNamespace:
+    """The settings given, above those that the index folder remembers of an annotated query."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    given = build_parser().parse(words)
+    if given.query.index_dir and (given.annotation.annotate or given.annotation.export):
+        given = build_parser().parse([*remembered(Path(given.query.index_dir)), *words])
+    return given
+
+
+def export(given: SimpleNamespace) -> None:
+    """Writes all answers so far for other programs; it needs neither encoders nor features."""
+    if not given.query.index_dir:
+        raise InputError("--export writes the answers of --index_dir DIR; give both")
+    folder, index_dir = Path(given.annotation.export), Path(given.query.index_dir)
+    with session(given.process, on_stop="raise", alone=True):
+        data, split = load_data_and_split(given.data)
+        if data.paths is None or data.has_oracle:
+            raise InputError(
+                "--export is for the answers of --annotate (--dataset folder with labeled/ and unlabeled/)"
+            )
+        progress = read_progress(index_dir, data, split)
+        finish(write_export(folder, index_dir, Path(given.data.data_path).expanduser(), data, progress))
 
 
 def check_flags(given: SimpleNamespace, checkpoints: dict[str, Path]) -> None:
@@ -158,12 +191,24 @@ def checkpoint_paths(query: settings.QuerySettings, needs: Sequence[str], files:
     return paths
 
 
-def take_labels(folder: Path, data: Dataset, split: Split, given: SimpleNamespace) -> Progress:
-    """Takes people's labels, if they are given, and says what to do if a query still waits for them."""
-    file, partial = given.annotation.labels and Path(given.annotation.labels), given.annotation.partial
-    progress = resume_annotation(folder, data, split, file=file, partial=partial, overwrite=given.query.overwrite)
+def take_labels(folder: Path, data: Dataset, split: Split, given: SimpleNamespace, record: dict[str, Any]) -> Progress:
+    """Takes people's labels, if they are given, and says what to do if a query still waits for them, or none is left.
+
+    Raises:
+        InputError: See resume_annotation; or ``record``, of what a query would be made from now, is not the last one's.
+    """
+    file, partial, overwrite = given.annotation.labels, given.annotation.partial, given.query.overwrite
+    if not given.annotation.new_settings:
+        require_same_settings(last_settings(folder, overwrite=overwrite), record, what=folder)
+    options = {"file": file and Path(file), "partial": partial, "overwrite": overwrite}
+    progress = resume_annotation(folder, data, split, **options)
+    trained = classifier_command(given, folder, progress.cycle, progress.split)
     if progress.waiting:
-        log(f"next: {labeling_command(progress.waiting, given)}")
+        log(f"next: {labeling_command(progress.waiting, folder, given)}")
+    elif trained and not len(progress.split.unlabeled):
+        log(f"next: {trained}")
+    elif trained and progress.cycle:
+        log(f"a classifier of the labels so far: {trained}")
     return progress
 
 
@@ -234,7 +279,7 @@ def query_oracle(
     run.stop.kept = f"cycle 0 alone is in {folder}; the same command with --overwrite starts again"
     if distributed.is_main():
         keep_features(folder, loop.banks, data.train_labels, data)
-    for cycle in simulate(loop, cycles=query.cycles, queries_per_class=query.queries_per_class):
+    for cycle in simulate(loop, cycles=query.cycles, queries_per_class=record["queries_per_class"]):
         log(cycle_line(cycle, data))
         if warning := flat_warning(cycle):
             warn(warning)
@@ -246,8 +291,8 @@ def query_oracle(
         run.stop.kept = f"cycles 0 to {cycle.number} are in {folder}; the same command with --overwrite starts again"
     if not len(cycle.split.unlabeled):
         log("the pool is empty: every image is labeled or set aside")
-    words = [*as_flags(given.data), "--cycles", str(cycle.number), "--index_dir", str(folder)]
-    finish([index_path(folder, 0), index_path(folder, cycle.number)], then=command("train_classifier/main.py", words))
+    then = classifier_command(given, folder, cycle.number, cycle.split)
+    finish([index_path(folder, 0), index_path(folder, cycle.number)], then=then)
 
 
 def query_people(
@@ -255,7 +300,9 @@ def query_people(
 ) -> None:
     """Makes one query and writes it out for people to label."""
     query, images = given.query, Path(given.data.data_path).expanduser()
-    cycle = loop.query(progress.cycle + 1, query.queries_per_class)
+    if query.queries_per_class is None:
+        log(f"--queries_per_class {record['queries_per_class']} suits people; it may change from cycle to cycle")
+    cycle = loop.query(progress.cycle + 1, record["queries_per_class"])
     if warning := flat_warning(cycle):
         warn(warning)
     if query.print_score:
@@ -264,13 +311,23 @@ def query_people(
         keep_features(folder, loop.banks, progress.labels, data)
         keep_cycle(folder, cycle, data, every_score=query.save_score)
     waiting = write_next_query(folder, images, progress, data, cycle, strategy=query.strategy, settings=record)
-    finish([waiting.page, waiting.table], then=labeling_command(waiting, given))
+    finish([waiting.page, waiting.table], then=labeling_command(waiting, folder, given))
 
 
-def labeling_command(waiting: AnnotationQuery, given: SimpleNamespace) -> str:
-    """This command again, with the labels of the query that waits for them."""
-    words = as_flags(*vars(given).values(), but=("labels", "partial", "overwrite"))
-    return command("active_main.py", [*words, "--labels", waiting.labels_file])
+def labeling_command(waiting: AnnotationQuery, folder: Path, given: SimpleNamespace) -> str:
+    """What takes the labels of a query, as soon as there are any; the index folder remembers the other settings."""
+    remember(folder, as_flags(*vars(given).values(), but=EACH_ROUND))
+    return command("active_main.py", ["--annotate", "--index_dir", str(folder), "--labels", waiting.labels_file])
+
+
+def classifier_command(given: SimpleNamespace, folder: Path, cycle: int, split: Split) -> str:
+    """What trains classifiers on the cycles; empty where one could not learn anything."""
+    if len(split.target_classes) == 1 and not len(split.set_aside):
+        return ""  # nothing to tell the class from
+    words = [*as_flags(given.data), "--cycles", str(cycle), "--index_dir", str(folder)]
+    if given.annotation.annotate:
+        words += ["--out_path", str(folder / "classifier")]
+    return command("train_classifier/main.py", words)
 
 
 def command(script: str, words: Sequence[str]) -> str:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from common import checkpoint, distributed
 from common.acceleration import keep_freed_memory, wants_compilation
+from common.checkpoint import MODEL_FILE
 from common.console import finish, log
 from common.paper import DEFAULT_MISMATCH, Recipe, recipe_for
 from common.provenance import RunLog, file_digest, image_digest
@@ -90,8 +91,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         announce(used, run, current)
         train(run, model, data, split, used, current)
         recipe = recipe_for(settings.data.dataset, pool=len(split.unlabeled), classes=len(split.target_classes) or 1)
-        written = [folder / checkpoint.MODEL_FILE, folder / checkpoint.RESUME_FILE]
-        finish(written, then=next_command(settings, folder, recipe, annotate=split.mismatch is None))
+        written = [folder / MODEL_FILE, folder / checkpoint.RESUME_FILE]
+        then = next_command(settings, folder, recipe, annotate=split.mismatch is None)
+        if not split.target_classes and " --annotate " in then:  # which would be refused as yet
+            log(f"once there are images in labeled/<class>/: {then}")
+            then = ""
+        finish(written, then=then)
 
 
 def default_name(settings: SimpleNamespace) -> str:
@@ -181,9 +186,10 @@ def epoch_line(epoch: int, epochs: int, stats: dict[str, float]) -> str:
 
 
 def next_command(settings: SimpleNamespace, folder: Path, recipe: Recipe, *, annotate: bool) -> str:
-    """The command that follows: the other encoder's training, or the query where both encoders are there.
+    """The command that follows: the other encoder's training, or the query where its encoders are there.
 
-    The other encoder's folder is looked for beside this one, under the same name with the mode changed.
+    The strategy ``posterior``, by which a folder that people label is queried, needs the semantic one alone. The other
+    encoder's folder is looked for beside this one, under the same name with the mode changed.
     """
     mode, shift = settings.training.mode, settings.encoder.shift_trans_type
     other = OTHER_ENCODER[mode]
@@ -191,17 +197,21 @@ def next_command(settings: SimpleNamespace, folder: Path, recipe: Recipe, *, ann
     shifts = ["--shift_trans_type", "rotation" if shift == "none" else shift]
     shared = as_flags(settings.data, settings.encoder, but=["shift_trans_type"])
     shared += as_flags(settings.process, but=["max_minutes", "local_rank"])
-    if not (beside / checkpoint.MODEL_FILE).is_file():
+    for_people, alone = ["--annotate", "--index_dir", str(folder.parent / "query")], not (beside / MODEL_FILE).is_file()
+    if annotate and alone and mode == "semantic":
+        encoder = ["--strategy", "posterior", "--load_semantic_path", str(folder / MODEL_FILE)]
+        return shlex.join(["python", "active_main.py", *shared, *encoder, *for_people])
+    if alone:
         words = ["--mode", other, *(shifts if other == "distinctive" else []), *shared, *as_flags(settings.crop)]
         words += as_flags(settings.training, but=["mode", "logdir", "suffix", "resume", "resume_path", "no_strict"])
         return shlex.join(["python", "contrast_main.py", *words, "--logdir", str(beside)])
     if {folder.name, beside.name} == set(OTHER_ENCODER):
         encoders = ["--load_path", str(folder.parent)]
     else:
-        paths = {mode: folder / checkpoint.MODEL_FILE, other: beside / checkpoint.MODEL_FILE}
+        paths = {mode: folder / MODEL_FILE, other: beside / MODEL_FILE}
         encoders = [word for name in OTHER_ENCODER for word in (f"--load_{name}_path", str(paths[name]))]
     views = ["--views", str(recipe.views), "--resize_factor", str(recipe.resize_factor), "--resize_fix"]
-    way = ["--annotate"] if annotate else ["--queries_per_class", str(recipe.queries_per_class)]
+    way = for_people if annotate else ["--queries_per_class", str(recipe.queries_per_class)]
     return shlex.join(["python", "active_main.py", *shared, *shifts, *views, *encoders, *way])
 
 

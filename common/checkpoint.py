@@ -6,6 +6,7 @@ before) and args.json (settings, digests, versions, git commit). All tensors are
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from common.console import listed, log, warn
-from common.files import SMALL_JSON, atomic_write, check_archive, check_fields, is_text, read_json, write_json
+from common.files import SMALL_JSON, atomic_write, check_archive, check_fields, is_count, is_text, read_json, write_json
 from common.provenance import git_commit, versions
 from common.settings import require_same
 from utils import InputError
@@ -221,9 +222,21 @@ def check_run(
         raise InputError(f"{args_path} has format version {version} and this code reads {ARGS_VERSION}; {remedy}")
     wanted = {**expected, "split_digest": split_digest, "images_digest": images_digest}
     recorded = {**record["arguments"], **{name: record.get(name) for name in DIGESTS}}
+    _warn_if_unfinished(Path(model_path), record["arguments"].get("epochs"))
     # Files of earlier versions lack what was added since.
     wanted = {name: value for name, value in wanted.items() if None not in (value, recorded.get(name))}
     if may_have_changed and any(recorded[name] != wanted.get(name, recorded[name]) for name in DIGESTS):
         warn(f"{model_path} was trained before the folder changed; train again once much of it is new")
         wanted = {name: value for name, value in wanted.items() if name not in DIGESTS}
     require_same({name: recorded[name] for name in wanted}, wanted, what=model_path, remedy="name another checkpoint")
+
+
+def _warn_if_unfinished(model_path: Path, asked: Any) -> None:
+    """Warns of the weights of a training that was stopped, which nobody might notice in their features."""
+    content = None
+    if model_path.name == MODEL_FILE:
+        with contextlib.suppress(InputError):  # who copies the weights alone has finished, we trust
+            content = load(model_path.with_name(RESUME_FILE))
+    done = content.get("epoch") if isinstance(content, dict) else None
+    if is_count(done) and is_count(asked) and done < asked:
+        warn(f"{model_path} is of epoch {done} of {asked}: its training was stopped; --resume auto would finish it")

@@ -128,7 +128,9 @@ class QuerySettings:
     t: float | str = setting(
         0.9, "normalised similarity at which the semantic score is 0; auto: of image 1.25 x the query", kind=threshold
     )
-    queries_per_class: int = setting(1500, "images queried per target class and cycle", kind=positive_int)
+    queries_per_class: int | None = setting(
+        None, "images queried per target class and cycle (default: 1500; of people, 50 in all)", kind=positive_int
+    )
     cycles: int = option(5, "query cycles", kind=positive_int)
     views: int = setting(1, "augmented views per image and shift, whose features are averaged", kind=positive_int)
     feature_dtype: str = setting("float16", "number format of the features", choices=("float16", "float32"))
@@ -170,6 +172,10 @@ class AnnotationSettings:
     annotate: bool = option(False, "make one query for people to label in cycle_N/label.html or to_label.csv")
     labels: str | None = option(None, "first take the last query's labels from this file", metavar="CSV")
     partial: bool = option(False, "take --labels though some are missing, and return those images to the pool")
+    new_settings: bool = option(False, "go on with other settings or encoders than the cycles before")
+    export: str | None = option(
+        None, "write all answers so far into this new folder: a csv, links by class, Label Studio's json", metavar="DIR"
+    )
 
 
 @dataclass(frozen=True)
@@ -246,6 +252,8 @@ DIGESTS = {
     ),
     "images_digest": ("other images", "that run's --data_path and --others_path"),
     "init_digest": ("other weights to start from", "that run's --init"),
+    "checkpoint_digests": ("other encoders", "that query's checkpoints"),
+    "feature_digests": ("other features from files", "that query's files"),
 }
 
 

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from common import distributed
-from common.files import read_json, remove_leftovers
+from common.files import SMALL_JSON, check_fields, is_text, read_json, remove_leftovers, write_json
+from common.settings import require_same
 from datasets.base import Dataset
 from datasets.index_files import IndexFile, index_path, numbered_files, write_index_file
 from datasets.split import Split
 from evals.cycles import Cycle
 from utils import InputError
+
+SETTINGS = "settings.json"
+# From one annotated cycle to the next; where the files lie says nothing of what is in them.
+MAY_CHANGE = ("queries_per_class", "precision", "images_digest", "checkpoints", "features")
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
@@ -34,6 +39,40 @@ def _holds_answers(path: Path) -> bool:
         content = read_json(path)
         return isinstance(content, dict) and content.get("files") is not None
     return False
+
+
+def remember(folder: Path, words: list[str]) -> None:
+    """Writes the flags of an annotated query into settings.json, from which later rounds take them."""
+    if distributed.is_main():
+        write_json(folder / SETTINGS, {"format_version": 1, "flags": words})
+
+
+def remembered(folder: Path) -> list[str]:
+    """The flags in settings.json; empty where there is none.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    if not (folder / SETTINGS).is_file():
+        return []
+    content = read_json(folder / SETTINGS, limit=SMALL_JSON)
+    checks = {"format_version": lambda value: value == 1}
+    checks["flags"] = lambda value: isinstance(value, list) and all(map(is_text, value))
+    check_fields(folder / SETTINGS, content, checks, remedy="restore it, or remove it and give all settings again")
+    return content["flags"]
+
+
+def require_same_settings(recorded: dict[str, Any], record: dict[str, Any], *, what: Path) -> None:
+    """Compares the settings and encoders of a query with those of the one before, as far as both have them.
+
+    The number of images may change from cycle to cycle, and so may the folder's images.
+
+    Raises:
+        InputError: They differ.
+    """
+    names = [name for name in record if name in recorded and name not in MAY_CHANGE]
+    before, now = ({name: values[name] for name in names} for values in (recorded, record))
+    require_same(before, now, what=what, remedy="add --new_settings to go on with these")
 
 
 def begin(folder: Path, initial: IndexFile) -> None:

@@ -309,6 +309,15 @@ def test_the_second_encoder_is_followed_by_the_query(first, tmp_path, flags):
         assert pairs[f"--load_{name}_path"] == str(tmp_path / f"my_{name}" / "last.model")
 
 
+def test_images_that_people_label_are_queried_with_the_semantic_encoder_alone(tmp_path, flags):
+    folder = tmp_path / "semantic"
+    script, *found = next_words(flags("semantic"), folder, annotate=True)
+    pairs = dict(zip(found, found[1:]))
+    assert script == "active_main.py" and pairs["--strategy"] == "posterior"
+    assert pairs["--load_semantic_path"] == str(folder / "last.model")
+    assert pairs["--index_dir"] == str(tmp_path / "query") and "--annotate" in found and "--views" not in found
+
+
 # Launchers
 
 

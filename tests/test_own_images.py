@@ -68,7 +68,7 @@ def test_encoders_are_trained_before_anything_is_labeled_and_used_afterwards(roo
         assert train(root, "--epochs", 1, *where) == 0
         printed = capsys.readouterr().out
         assert "no labeled/: the linear probe is skipped" in printed and f"resnet8 on folder: {26} images" in printed
-    assert "next: python active_main.py" in printed and "--annotate" in printed
+    assert "once there are images in labeled/<class>/: python active_main.py" in printed and "next:" not in printed
     query = ["--dataset", "folder", "--data_path", str(root), *NETWORK, "--shift_trans_type", "rotation", "--annotate"]
     query += ["--load_path", str(tmp_path), "--target", "2", "--index_dir", str(tmp_path / "index")]
     assert run_command(active_main.main, query) == 2

@@ -58,7 +58,7 @@ class QueriedImage:
 
     @property
     def mark(self) -> str:
-        """What names the image beside its path, by its content; the letter keeps spreadsheets from making it a number."""
+        """What names the image beside its path, by its content; with the letter no spreadsheet makes it a number."""
         return f"x{self.digest[:9]}"
 
 
@@ -70,9 +70,7 @@ def check_class_names(names: Sequence[str]) -> None:
         if _normalized(name) == OTHER_LABEL:
             raise InputError(f"a class is named {name!r}, a label that means none of the classes: rename its folder")
     if pair := twins(names, spreadsheet_name):
-        raise InputError(
-            f"classes {_listing(pair)}: a spreadsheet makes them one name; rename a folder, to class_1 say"
-        )
+        raise InputError(f"classes {_listing(pair)}: a spreadsheet makes them one name; rename one, to class_1 say")
 
 
 def is_unicode(name: str) -> bool:
@@ -142,8 +140,8 @@ def read_labels(
             lines[path] = line
             if column := path in known and _foreign(row, known[path]):
                 raise InputError(
-                    f"{column} {_quoted(row[column])} is not that of {_quoted(path)}; was one column sorted without the "
-                    "others? Sort the whole table, or save it again"
+                    f"{column} {_quoted(row[column])} is not that of {_quoted(path)}; was one column sorted without "
+                    "the others? Sort the whole table, or save it again"
                 )
             if label_cell.strip() or label_cell in classes.names:  # a name may consist of spaces
                 labels[path] = _class_name(label_cell, classes)

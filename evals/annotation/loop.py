@@ -121,6 +121,21 @@ def read_progress(index_folder: Path, data: Dataset, split: Split) -> Progress:
     return Progress(max(len(numbers) - 1, 0), split, labels, waiting)
 
 
+def last_settings(index_folder: Path, *, overwrite: bool) -> dict[str, Any]:
+    """The settings of the query that waits, unless that is made anew, or of the last one that has answers.
+
+    Empty where there is neither. Raises InputError for a damaged file.
+    """
+    last = max(numbered_files(index_folder), default=None)
+    if last is None:
+        return {}
+    path = index_path(index_folder, last)
+    waiting = None if overwrite else read_query(index_folder, last + 1)
+    if waiting and waiting.after == file_digest(path):
+        return waiting.settings
+    return read_index_file(path).settings if last else {}
+
+
 def take_labels(index_folder: Path, file: Path, progress: Progress, data: Dataset, *, partial: bool) -> Progress:
     """Reads the labels of the waiting query from a csv and writes the cycle's index file.
 
@@ -152,6 +167,7 @@ def take_labels(index_folder: Path, file: Path, progress: Progress, data: Datase
     distributed.barrier()  # every process has read the folder before the first one writes
     if distributed.is_main():
         log(f"wrote {write_index_file(index_folder, content)}")
+        log(worth_of(index_folder))
     return Progress(query.cycle, split, labels, None)
 
 
@@ -224,6 +240,25 @@ def _summary(content: IndexFile, *, wanted: int) -> str:
     return f"{start}, {kinds}, labeled {metrics['labeled']}, pool {metrics['pool']}"
 
 
+def worth_of(index_folder: Path) -> str:
+    """What the last two cycles found, how many of a random hundred would be targets, and whether to stop.
+
+    Images that a strategy chose say nothing of the pool: the estimate is from cycles drawn at random, or there is none.
+    """
+    cycles = [read_index_file(index_path(index_folder, number)) for number in numbered_files(index_folder)[1:]]
+    counts = [(c.metrics["found"], c.metrics["queried"], c) for c in cycles if c.metrics["queried"]]
+    parts = [f"{found} of {queried} in cycle {cycle.cycle}" for found, queried, cycle in counts[-1:-3:-1]]
+    text = f"targets: {', '.join(parts)}" if parts else ""
+    if drawn := [part[:2] for part in counts if part[2].strategy == "random"]:
+        found, queried = map(sum, zip(*drawn))
+        text += f"; of a hundred drawn at random about {100 * found / queried:.0f} (by the {queried} that were)"
+    shares = [found / queried for found, queried, _ in counts]
+    if shares and shares[-1] < max(shares) / 2:
+        text += "; less than half of what the best cycle found: few targets are left, or the scores do not find them: "
+        text += "consider stopping"
+    return text
+
+
 def write_next_query(
     index_folder: Path,
     images_folder: Path,
@@ -260,7 +295,8 @@ def write_next_query(
             write_index_file(index_folder, _index_content(data, progress.split, progress.labels, initial, nothing))
         query = dataclasses.replace(query, after=file_digest(before))
         paths = {name: [data.paths[image] for image in some] for name, some in examples.items()}
-        write_query(query, render_page(query, thumbnail, images_folder=images_folder, examples=paths))
+        worth = worth_of(index_folder) or None
+        write_query(query, render_page(query, thumbnail, images_folder=images_folder, examples=paths, worth=worth))
     for number, missing in cycle.result.shortfall.items():
         log(f"class {shown(class_names[number])}: {missing} image(s) fewer than wanted, there are no more candidates")
     log_waiting(query)
@@ -268,13 +304,20 @@ def write_next_query(
 
 
 def _queried_images(data: Dataset, cycle: Cycle, class_names: list[str]) -> list[QueriedImage]:
-    """Where the strategy looks at no score, the class to which it dealt an image is not a suggestion."""
-    result, suggests = cycle.result, cycle.inputs.scores.pseudo_class is not None
-    scores = np.stack([result.utility, result.semantic, result.distinctive], axis=1).tolist()
+    """The images in the order of the query, those with one suggestion together: the class of the largest utility.
+
+    Where the strategy looks at no feature, the class to which it dealt an image is not a suggestion.
+    """
+    result, suggests = cycle.result, bool(cycle.inputs.banks)
+    rows = {image: row for row, image in enumerate(cycle.inputs.pool.tolist())}
+    utilities = cycle.utilities[[rows[image] for image in result.indices.tolist()]].cpu().numpy()
+    likeliest = utilities.argmax(1) if suggests else result.pseudo_class
+    scores = np.stack([utilities.max(1), result.semantic, result.distinctive], axis=1).tolist()
     images = []
-    for image, number, values in zip(result.indices, result.pseudo_class, scores, strict=True):
-        joint, semantic, distinctive = (value if math.isfinite(value) else None for value in values)
-        suggestion, joint = (class_names[number], joint) if suggests else (None, None)
+    for row in np.argsort(likeliest, kind="stable"):
+        image, name = result.indices[row], class_names[likeliest[row]]
+        joint, semantic, distinctive = (value if math.isfinite(value) else None for value in scores[row])
+        suggestion, joint = (name, joint) if suggests else (None, None)
         images.append(QueriedImage(data.paths[image], data.digests[image], suggestion, joint, semantic, distinctive))
     return images
 
