@@ -40,5 +40,5 @@ def load_npz(name: str, data_path: Path) -> Dataset:
         codes = np.unique(np.concatenate([arrays["train_labels"], arrays["test_labels"]]))
         for part in ("train_labels", "test_labels"):
             arrays[part] = np.searchsorted(codes, arrays[part])
-        log(f"{data_path}: labels up to {codes[-1]} are names of {len(codes)} classes, which are numbered in their order")
+        log(f"{data_path}: labels up to {codes[-1]} name {len(codes)} classes, which are numbered in their order")
     return Dataset(name=name, num_classes=len(codes), class_names=tuple(map(str, codes.tolist())), **arrays)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import active_main
+import contrast_main
 import train_classifier.main
 from common import checkpoint
 from common.files import read_json
@@ -46,9 +49,13 @@ def annotate(root: Path, *more: str) -> int:
     return run_command(active_main.main, words(root, "--annotate", *more))
 
 
-def rows(root: Path, cycle: int) -> list[dict[str, str]]:
-    with open(root / "query" / f"cycle_{cycle}" / "to_label.csv", encoding="utf-8-sig", newline="") as file:
+def table(index: Path, cycle: int) -> list[dict[str, str]]:
+    with open(index / f"cycle_{cycle}" / "to_label.csv", encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def rows(root: Path, cycle: int) -> list[dict[str, str]]:
+    return table(root / "query", cycle)
 
 
 def fill_in(root: Path, cycle: int) -> str:
@@ -111,3 +118,179 @@ def test_the_classifier_trains_on_what_people_said(root, capsys):
         assert run_command(train_classifier.main.main, classify) == 0
         assert capsys.readouterr().out.count("kept from results.csv") == kept
         draw(root / "mine" / "unlabeled" / "000.png", 800)
+
+
+# Settings are given once
+
+
+def test_an_index_folder_remembers_its_settings(root, capsys):
+    assert annotate(root, *RANDOM) == 0
+    index = ["--annotate", "--index_dir", str(root / "query")]
+    assert run_command(active_main.main, [*index, "--labels", fill_in(root, 1)]) == 0
+    assert [len(rows(root, cycle)) for cycle in (1, 2)] == [8, 8]
+    first, second = (read_json(root / "query" / f"cycle_{cycle}" / "query.json")["settings"] for cycle in (1, 2))
+    assert first == second and first["strategy"] == "random" and first["seed"] == 1
+    # What changes no result, and the number of images, may differ, and is remembered.
+    assert (
+        run_command(active_main.main, [*index, "--labels", fill_in(root, 2), "--target", "1", "--device", "cpu"]) == 0
+    )
+    assert len(rows(root, 3)) == 2
+    assert run_command(active_main.main, [*index, "--labels", fill_in(root, 3)]) == 0
+    assert len(rows(root, 4)) == 2
+
+
+@pytest.mark.parametrize("more", [["--seed", "2"], ["--k", "50"]])
+def test_other_settings_than_the_cycles_before_are_refused(root, capsys, more):
+    annotate(root, *RANDOM)
+    index = ["--annotate", "--index_dir", str(root / "query")]
+    before = {path: path.read_bytes() for path in (root / "query").rglob("*") if path.is_file()}
+    words = [*index, "--labels", fill_in(root, 1), *more]
+    assert run_command(active_main.main, words) == 2
+    assert f"made with other settings ({more[0]} was" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (root / "query").rglob("*") if path.is_file()} == before
+    assert run_command(active_main.main, [*words, "--new_settings"]) == 0
+    assert run_command(active_main.main, [*index, "--labels", fill_in(root, 2)]) == 0  # they are those from now on
+    states = [read_json(root / "query" / f"cycle_{cycle}.json")["settings"] for cycle in (1, 2)]
+    name = more[0].removeprefix("--")
+    assert states[0][name] != states[1][name] == float(more[1])
+
+
+def test_a_query_without_answers_may_be_made_anew_with_other_settings(root):
+    annotate(root, *RANDOM)
+    assert annotate(root, *RANDOM, "--overwrite", "--seed", "2") == 0
+    assert read_json(root / "query/cycle_1/query.json")["settings"]["seed"] == 2
+
+
+def test_another_encoder_is_seen(root, capsys):
+    features = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+    for name, values in (("before", features), ("after", -features)):
+        np.save(root / f"{name}.npy", values)
+    posterior = ["--strategy", "posterior", "--target", "4", "--features"]
+    assert annotate(root, *posterior, str(root / "before.npy")) == 0
+    assert annotate(root, *posterior, str(root / "after.npy"), "--labels", fill_in(root, 1)) == 2
+    assert "other features from files" in capsys.readouterr().err
+    shutil.move(root / "before.npy", root / "moved.npy")  # the same content
+    assert annotate(root, *posterior, str(root / "moved.npy"), "--labels", fill_in(root, 1)) == 0
+
+
+def test_damaged_settings_are_named(root, capsys):
+    annotate(root, *RANDOM)
+    (root / "query/settings.json").write_text('{"format_version": 1, "flags": "--seed 1"}')
+    assert annotate(root) == 2
+    assert "settings.json: flags has a wrong type" in capsys.readouterr().err
+
+
+# What the commands print as next runs as printed
+
+
+def follow(line: str, *more: str) -> None:
+    commands = {"contrast_main.py": contrast_main.main, "active_main.py": active_main.main}
+    commands["main.py"] = train_classifier.main.main
+    _, script, *words = shlex.split(line.removeprefix("next: "))
+    assert run_command(commands[Path(script).name], [*words, *more]) == 0
+
+
+def test_the_next_lines_lead_from_a_folder_to_a_classifier(root, capsys, monkeypatch):
+    """What is added to a line shortens a training, no more."""
+    monkeypatch.chdir(root)
+    words = (
+        "--dataset folder --data_path mine --mode semantic --model resnet8 --precision fp32 --epochs 1 --batch_size 8"
+    )
+    follow(f"next: python contrast_main.py {words} --logdir runs/semantic")
+    lines = []
+    while "train_classifier" not in (line := capsys.readouterr().out.splitlines()[-1]):
+        lines.append(line)
+        if "--labels" in line:
+            cycle = len(lines) - 1
+            kinds = {row["path"]: KINDS[int(Path(row["path"]).stem) % 3] for row in table(root / "runs/query", cycle)}
+            answers = [f"{path},{'other' if kind == 'bird' else kind}\n" for path, kind in kinds.items()]
+            Path(f"labels_cycle_{cycle}.csv").write_text("path,label\n" + "".join(answers))
+        follow(line, *(["--target", "6"] if len(lines) == 1 else []))
+    assert ["--strategy posterior" in line for line in lines] == [True, False, False]
+    assert sorted(path.name for path in Path("runs/query").glob("cycle_?.json")) == [
+        "cycle_0.json", "cycle_1.json", "cycle_2.json",
+    ]  # fmt: skip
+    follow(line, "--epochs", "1", "--runs", "1")
+    assert len(Path("runs/query/classifier/results.csv").read_text().splitlines()) == 4
+
+
+def test_people_are_asked_for_fifty_images_or_what_there_is(root, capsys):
+    assert annotate(root, "--strategy", "random") == 0
+    assert "--queries_per_class 25 suits people" in capsys.readouterr().out
+    assert len(rows(root, 1)) == 24
+    for number in range(400, 440):
+        draw(root / "mine/unlabeled" / f"{number}.png", number)
+    assert annotate(root, "--strategy", "random", "--overwrite") == 0
+    assert len(rows(root, 1)) == 50
+
+
+def test_a_class_alone_without_others_gets_no_line_that_is_refused(root, capsys):
+    shutil.rmtree(root / "mine/labeled/dog")
+    shutil.rmtree(root / "mine/test")
+    annotate(root, *RANDOM, "--target", "24")
+    (root / "all_cats.csv").write_text("path,label\n" + "".join(f"{row['path']},cat\n" for row in rows(root, 1)))
+    assert annotate(root, *RANDOM, "--labels", str(root / "all_cats.csv")) == 0
+    printed = capsys.readouterr().out
+    assert "the pool is empty" in printed and "train_classifier" not in printed
+
+
+# The answers for other programs
+
+
+def test_the_answers_are_exported(root, capsys):
+    features = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+    np.save(root / "features.npy", features)
+    posterior = ["--strategy", "posterior", "--target", "4", "--features", str(root / "features.npy")]
+    annotate(root, *posterior)
+    annotate(root, *posterior, "--labels", fill_in(root, 1))
+    words = ["--index_dir", str(root / "query"), "--export", str(root / "out")]
+    os.unlink(root / "features.npy")  # neither features nor encoders are needed
+    assert run_command(active_main.main, words) == 0
+    answers = {row["path"]: row["label"] for row in csv.DictReader(open(root / "filled_1.csv"))}
+    with open(root / "out/labels.csv", encoding="utf-8-sig", newline="") as file:
+        found = {row["path"]: (row["class"], row["cycle"]) for row in csv.DictReader(file)}
+    expected = {path: (name, "1") for path, name in answers.items()}
+    for path in sorted((root / "mine/labeled").rglob("*.png")):
+        expected[path.relative_to(root / "mine").as_posix()] = (path.parent.name, "0")
+    assert found == expected and len(found) == 16
+    for path, (name, _) in found.items():
+        link = root / "out/images" / name / path
+        assert link.is_symlink() and link.read_bytes() == (root / "mine" / path).read_bytes()
+    assert sum(path.is_file() for path in (root / "out/images").rglob("*")) == 16
+
+    tasks = {task["data"]["path"]: task for task in read_json(root / "out/label_studio.json")}
+    waiting = {row["path"]: row for row in rows(root, 2)}
+    assert set(tasks) == set(found) | set(waiting)
+    for path, task in tasks.items():
+        assert task["data"]["image"] == f"/data/local-files/?d=mine/{path}"
+        chosen = [entry["result"][0]["value"]["choices"] for entry in task.get("annotations", [])]
+        assert chosen == ([[found[path][0]]] if path in found else [])
+    for path, row in waiting.items():
+        [prediction] = tasks[path]["predictions"]
+        assert prediction["score"] == pytest.approx(float(row["joint_score"]), abs=1e-6)
+        assert prediction["result"][0]["value"]["choices"] == [row["suggested_class"]]
+        assert prediction["model_version"] == "cycle 2"
+
+    kept = (root / "out/labels.csv").read_bytes()
+    assert run_command(active_main.main, words) == 2
+    assert "not empty: name a new folder" in capsys.readouterr().err
+    assert (root / "out/labels.csv").read_bytes() == kept
+    assert run_command(active_main.main, [*words[:-1], str(root / "mine/unlabeled/out")]) == 2
+    assert "lies among the images" in capsys.readouterr().err
+
+
+def test_where_links_fail_the_images_are_copied(root, monkeypatch):
+    annotate(root, *RANDOM)
+
+    def refuse(*args):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    assert run_command(active_main.main, ["--index_dir", str(root / "query"), "--export", str(root / "out")]) == 0
+    copy = root / "out/images/cat/labeled/cat/0.png"
+    assert not copy.is_symlink() and copy.read_bytes() == (root / "mine/labeled/cat/0.png").read_bytes()
+
+
+def test_without_answers_there_is_nothing_to_export(root, capsys):
+    assert run_command(active_main.main, words(root, "--export", str(root / "out"))) == 2
+    assert "holds no cycle_0.json" in capsys.readouterr().err and not (root / "out").exists()

@@ -493,3 +493,19 @@ def test_a_record_of_something_else_is_refused(tmp_path, changes, message):
     write_record(tmp_path, **changes)
     with pytest.raises(InputError, match=f"{message}.*remove it to load unchecked"):
         check(tmp_path)
+
+
+@pytest.mark.parametrize(("done", "warned"), [(3, True), (7, False), ("3", False), (None, False)])
+def test_weights_of_a_training_that_was_stopped_are_warned_of(tmp_path, capsys, done, warned):
+    """By the epochs in last.ckpt beside it, where it can be read; other weights of that folder are left alone."""
+    write_record(tmp_path)
+    record = json.loads((tmp_path / "args.json").read_text())
+    write_json(tmp_path / "args.json", record | {"arguments": record["arguments"] | {"epochs": 7}})
+    if done is None:
+        (tmp_path / "last.ckpt").write_bytes(b"damaged")
+    else:
+        checkpoint.save(tmp_path / "last.ckpt", {"epoch": done})
+    check(tmp_path)
+    assert ("last.model is of epoch 3 of 7: its training was stopped" in capsys.readouterr().out) == warned
+    checkpoint.check_run(tmp_path / "other.model", split_digest=DIGEST, expected={})
+    assert capsys.readouterr().out == ""

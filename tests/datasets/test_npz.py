@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from common.settings import DataSettings
+from datasets import load_data_and_split
 from datasets.base import MAX_CLASSES
 from datasets.npz import load_npz
 from utils import InputError
@@ -90,3 +92,21 @@ def test_without_a_file(tmp_path):
     for path in (tmp_path / "absent.npz", tmp_path):
         with pytest.raises(InputError, match=f"needs --data_path FILE.npz, and {path} is not a file"):
             load_npz("npz", path)
+
+
+def test_labels_in_the_ten_thousands_make_no_head_of_their_size(load, capsys):
+    """They are names of the classes that are there, in order; lower ones stay numbers, gaps and all."""
+    codes = np.asarray([7, 99_999, 5_000])
+    data = load(train_labels=codes[LABELS], test_labels=np.asarray([99_999, 7, 12]))
+    assert (data.num_classes, data.class_names) == (4, ("7", "12", "5000", "99999"))
+    assert data.train_labels.tolist() == [0, 3, 2, 0, 3, 2] and data.test_labels.tolist() == [3, 0, 1]
+    assert "labels up to 99999 name 4 classes" in capsys.readouterr().out
+    assert load(train_labels=np.asarray([0, 999, 2, 0, 1, 2])).num_classes == 1000
+
+
+def test_such_a_class_is_named_as_in_the_file(load, tmp_path):
+    codes = np.asarray([7, 99_999, 5_000])
+    load(train_labels=codes[LABELS], test_labels=np.asarray([99_999, 7, 5_000]))
+    settings = {"dataset": "npz", "data_path": str(tmp_path / "a.npz"), "initial_budget": 3, "mismatch": 0.4}
+    _, split = load_data_and_split(DataSettings(target_classes=(99_999, 7), **settings))
+    assert split.target_classes == (2, 0) and set(codes[LABELS[split.labeled]]) == {99_999, 7}

@@ -300,3 +300,58 @@ def test_names_that_are_not_unicode_are_left_out(project, capsys):
     draw(project.images / "unlabeled" / os.fsdecode(b"\xff\xfe.png"), 700)
     assert len(project.run(target=100).paths) == 24
     assert "warning: 1 image(s) are left out of the query: their names are not valid UTF-8" in capsys.readouterr().out
+
+
+# What labeling is worth
+
+
+def answer_some(query: AnnotationQuery, targets: int) -> dict[str, str]:
+    """Labels with so many targets, whatever the images show."""
+    return {path: "cat" if number < targets else "other" for number, path in enumerate(query.paths)}
+
+
+def test_an_estimate_of_a_random_query_is_from_random_queries_alone(project, capsys):
+    banks = {"penultimate": FeatureBank(np.arange(32), torch.randn(32, 1, 4, generator=torch.manual_seed(0)))}
+    second = project.run(answer_some(project.run(), 6))
+    assert "targets: 6 of 8 in cycle 1; of a hundred drawn at random about 75 (by the 8 that were)" in printed(capsys)
+    third = project.run(answer_some(second, 4), strategy="posterior", banks=banks)
+    assert "targets: 4 of 8 in cycle 2, 6 of 8 in cycle 1; of a hundred drawn at random about 62 (by the 16" in printed(
+        capsys
+    )
+    project.run(answer_some(third, 2), strategy="posterior", banks=banks)
+    last = "targets: 2 of 8 in cycle 3, 4 of 8 in cycle 2; of a hundred drawn at random about 62 (by the 16 that were)"
+    # 2 of 8 is less than half of 6 of 8, the best.
+    assert f"{last}; less than half of what the best cycle found" in printed(capsys)
+
+
+def test_without_a_random_query_there_is_no_estimate_and_the_page_says_what_was_found(project, capsys):
+    banks = {"penultimate": FeatureBank(np.arange(32), torch.randn(32, 1, 4, generator=torch.manual_seed(0)))}
+    second = project.run(
+        answer_some(project.run(strategy="posterior", banks=banks), 4), strategy="posterior", banks=banks
+    )
+    assert "targets: 4 of 8 in cycle 1\n" in printed(capsys)
+    page = second.page.read_text()
+    assert '"worth": "targets: 4 of 8 in cycle 1"' in page
+    # Exactly half is no reason to stop.
+    project.run(answer_some(second, 2), strategy="posterior", banks=banks)
+    assert "targets: 2 of 8 in cycle 2, 4 of 8 in cycle 1\n" in printed(capsys)
+
+
+def test_suggestions_of_a_strategy_that_compares_no_scores_are_the_likeliest_classes(project):
+    """Posterior: the class of the largest probability, images of one suggestion together."""
+    data, split = project.load()
+    values = torch.full((32, 1, 2), 0.0)
+    for image in range(32):  # cats in one direction, dogs in the other, by name
+        kind = int(Path(data.paths[image]).stem) % 3
+        values[image, 0] = torch.tensor([[4.0, 0.0], [0.0, 4.0], [-4.0, -4.0]][kind])
+    query = project.run(strategy="posterior", banks={"penultimate": FeatureBank(np.arange(32), values)}, target=100)
+    suggested = [image.suggestion for image in query.images]
+    assert suggested == sorted(suggested) and len(suggested) == 24  # the first class does not take all
+    by_kind = {image.path: image.suggestion for image in query.images}
+    truth = {path: name for path, name in true_labels(query).items() if name != "other"}
+    assert {path: by_kind[path] for path in truth} == truth
+    assert all(0 <= image.joint <= 1 for image in query.images)
+
+
+def printed(capsys) -> str:
+    return capsys.readouterr().out
