@@ -198,8 +198,8 @@ def take_labels(folder: Path, data: Dataset, split: Split, given: SimpleNamespac
         InputError: See resume_annotation; or ``record``, of what a query would be made from now, is not the last one's.
     """
     file, partial, overwrite = given.annotation.labels, given.annotation.partial, given.query.overwrite
-    if not given.annotation.new_settings:
-        require_same_settings(last_settings(folder, overwrite=overwrite), record, what=folder)
+    before = last_settings(folder, overwrite=overwrite)
+    require_same_settings(before, record, what=folder, new=given.annotation.new_settings)
     options = {"file": file and Path(file), "partial": partial, "overwrite": overwrite}
     progress = resume_annotation(folder, data, split, **options)
     trained = classifier_command(given, folder, progress.cycle, progress.split)

@@ -62,17 +62,20 @@ def remembered(folder: Path) -> list[str]:
     return content["flags"]
 
 
-def require_same_settings(recorded: dict[str, Any], record: dict[str, Any], *, what: Path) -> None:
+def require_same_settings(recorded: dict[str, Any], record: dict[str, Any], *, what: Path, new: bool) -> None:
     """Compares the settings and encoders of a query with those of the one before, as far as both have them.
 
-    The number of images may change from cycle to cycle, and so may the folder's images.
+    The number of images may change from cycle to cycle, and so may the folder's images; the strategy may not, since the
+    results of a folder are those of one. Where ``new`` settings are wanted, all else may.
 
     Raises:
         InputError: They differ.
     """
-    names = [name for name in record if name in recorded and name not in MAY_CHANGE]
-    before, now = ({name: values[name] for name in names} for values in (recorded, record))
-    require_same(before, now, what=what, remedy="add --new_settings to go on with these")
+    both = [name for name in record if name in recorded and name not in MAY_CHANGE]
+    checks = {"give another --index_dir": ["strategy"], "add --new_settings to go on with these": both}
+    for remedy, names in [*checks.items()][: 1 if new else 2]:
+        before, now = ({name: values[name] for name in names if name in both} for values in (recorded, record))
+        require_same(before, now, what=what, remedy=remedy)
 
 
 def begin(folder: Path, initial: IndexFile) -> None:

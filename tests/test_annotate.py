@@ -155,6 +155,16 @@ def test_other_settings_than_the_cycles_before_are_refused(root, capsys, more):
     assert states[0][name] != states[1][name] == float(more[1])
 
 
+def test_an_index_folder_is_of_one_strategy(root, capsys):
+    annotate(root, *RANDOM)
+    np.save(root / "features.npy", np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32))
+    posterior = ["--strategy", "posterior", "--features", str(root / "features.npy"), "--labels", fill_in(root, 1)]
+    for more in ([], ["--new_settings"]):
+        assert annotate(root, *posterior, *more) == 2
+        error = capsys.readouterr().err
+        assert "--strategy was random, is posterior" in error and "give another --index_dir" in error
+
+
 def test_a_query_without_answers_may_be_made_anew_with_other_settings(root):
     annotate(root, *RANDOM)
     assert annotate(root, *RANDOM, "--overwrite", "--seed", "2") == 0

@@ -243,17 +243,18 @@ def _summary(content: IndexFile, *, wanted: int) -> str:
 def worth_of(index_folder: Path) -> str:
     """What the last two cycles found, how many of a random hundred would be targets, and whether to stop.
 
-    Images that a strategy chose say nothing of the pool: the estimate is from cycles drawn at random, or there is none.
+    Images that a strategy chose say nothing of the pool: the estimate is of a query at random, or there is none.
     """
     cycles = [read_index_file(index_path(index_folder, number)) for number in numbered_files(index_folder)[1:]]
-    counts = [(c.metrics["found"], c.metrics["queried"], c) for c in cycles if c.metrics["queried"]]
-    parts = [f"{found} of {queried} in cycle {cycle.cycle}" for found, queried, cycle in counts[-1:-3:-1]]
-    text = f"targets: {', '.join(parts)}" if parts else ""
-    if drawn := [part[:2] for part in counts if part[2].strategy == "random"]:
-        found, queried = map(sum, zip(*drawn))
-        text += f"; of a hundred drawn at random about {100 * found / queried:.0f} (by the {queried} that were)"
-    shares = [found / queried for found, queried, _ in counts]
-    if shares and shares[-1] < max(shares) / 2:
+    counts = [(c.cycle, c.metrics["found"], c.metrics["queried"]) for c in cycles if c.metrics["queried"]]
+    if not counts:
+        return ""
+    text = "targets: " + ", ".join(f"{found} of {queried} in cycle {n}" for n, found, queried in counts[-1:-3:-1])
+    shares = [found / queried for _, found, queried in counts]
+    if cycles[-1].strategy == "random":
+        _, found, queried = map(sum, zip(*counts, strict=True))
+        text += f"; of any random hundred about {100 * found / queried:.0f} would be (by these {queried})"
+    elif shares[-1] < max(shares) / 2:
         text += "; less than half of what the best cycle found: few targets are left, or the scores do not find them: "
         text += "consider stopping"
     return text
