@@ -109,7 +109,7 @@ def test_the_report_has_every_section_without_further_flags(run: dict[str, str])
     pictures = {path.stem for path in (folder / "report_figures").iterdir()}
     assert {"precision", "recall", "accuracy_annotated", "semantic_loss", "distinctive_test_probe_accuracy"} <= pictures
     for cycle in (1, 2):
-        assert {f"scores_run1_cycle_{cycle}", f"images_run1_cycle_{cycle}_best"} <= pictures
+        assert {f"scores_run1_cycle_{cycle}", f"images_run1_cycle_{cycle}_highest"} <= pictures
         assert {f"scatter_run1_cycle_{cycle}_class_{number}" for number in (0, 1)} <= pictures
     assert {f"map_run1_{encoder}_{kind}" for encoder in ("semantic", "distinctive") for kind in ("class", "query")} <= (
         pictures

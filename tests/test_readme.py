@@ -88,7 +88,11 @@ def makefile_commands() -> str:
     return "\n".join(line.lstrip("\t@") for line in text.splitlines() if line.startswith("\t"))
 
 
-SHOWN = {f"{path.relative_to(ROOT)}-{n}": command for path in DOCUMENTS for n, command in enumerate(commands_in(shell_blocks(path)))}
+SHOWN = {
+    f"{path.relative_to(ROOT)}-{n}": command
+    for path in DOCUMENTS
+    for n, command in enumerate(commands_in(shell_blocks(path)))
+}
 MADE = {f"Makefile-{n}": command for n, command in enumerate(commands_in(makefile_commands()))}
 
 

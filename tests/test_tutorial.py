@@ -42,7 +42,7 @@ def run(command: str, *, short: bool) -> None:
     words = words[len(name.split()) :]
     if short:
         words = [SHORT.get(before, word) for before, word in zip(["", *words], words)]
-        words += ["--epochs", "1", "--tune", "head"] * (name == "train_classifier/main.py")
+        words += ["--epochs", "1"] * (name == "train_classifier/main.py")
     assert run_command(COMMANDS[name], words) == 0, command
 
 

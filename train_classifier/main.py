@@ -180,9 +180,10 @@ def choose_start(classifier: ClassifierSettings, record: dict[str, Any], *, by_p
     path, tune = classifier.init, classifier.tune
     if path is None and by_people and classifier.recipe == "proper":
         found = [record.get(key) for key in ("checkpoints", "checkpoint_digests")]
-        path, digest = (str(value.get("semantic") or "") if isinstance(value, dict) else "" for value in found)
+        path, digest = (semantic_entry(value) if isinstance(value, dict) else "" for value in found)
         if path and not (Path(path).is_file() and file_digest(Path(path)) == digest):
-            path = log(f"the query's encoder {path} is gone or another by now: --init FILE would start from one")
+            log(f"the query's encoder {path} is gone or another by now: --init FILE would start from one")
+            path = None
     if path in (None, "", "none"):
         if tune != "auto":
             raise InputError(f"--tune {tune} says what is trained of an encoder: name one with --init")
@@ -193,6 +194,11 @@ def choose_start(classifier: ClassifierSettings, record: dict[str, Any], *, by_p
     parts["auto"] = f"{parts['head']} below {HEAD_BELOW} labeled images per class, else {parts['all']}"
     log(f"classifiers start from the encoder {path}, and train {parts[tune]} (--init none: from scratch)")
     return Path(path)
+
+
+def semantic_entry(record: dict[str, Any]) -> str:
+    """What is on record of the semantic encoder, whichever of its features the query was made of; "" for nothing."""
+    return str(record.get("semantic") or record.get("penultimate") or "")
 
 
 def test_images(data: Dataset, split: Split, device: torch.device, *, others: bool) -> Measured:

@@ -242,10 +242,11 @@ def test_an_encoder_to_start_from(run: Run, tmp_path: Path, capfd) -> None:
     assert "encoder.model is damaged or not a checkpoint" in refused(run, capfd, *words)
 
 
-def test_where_people_label_the_querys_encoder_is_the_start(tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("features", ["semantic", "penultimate"])  # the latter of posterior
+def test_where_people_label_the_querys_encoder_is_the_start(tmp_path: Path, capsys, features) -> None:
     path = tmp_path / "last.model"
     path.write_bytes(b"weights")
-    record = {"checkpoints": {"semantic": str(path)}, "checkpoint_digests": {"semantic": file_digest(path)}}
+    record = {"checkpoints": {features: str(path)}, "checkpoint_digests": {features: file_digest(path)}}
     assert choose_start(ClassifierSettings(), record, by_people=True) == path
     assert f"start from the encoder {path}, and train its head alone below 100" in capsys.readouterr().out
     for settings, by_people in (({}, False), ({"init": "none"}, True), ({"recipe": "original"}, True)):
