@@ -61,8 +61,8 @@ def label(command: str, truth: Truth) -> None:
 
 
 def plain(line: str) -> str:
-    """A line without numbers, widths and the place of the scripts: those of another machine or a shorter run differ."""
-    line = re.sub(r"\S*/(?=active_main.py|train_classifier/)", "", line)
+    """A line without numbers, deviations (of one seed there is none), widths and the place of the scripts."""
+    line = re.sub(r"\S*/(?=active_main.py|train_classifier/)| ± [\d.]+", "", line)
     return " ".join(re.sub(r"\d+(\.\d+)?(e-?\d+)?", "#", line).split())
 
 
