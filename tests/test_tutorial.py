@@ -26,7 +26,7 @@ COMMANDS = {
     "-m train_classifier.predict": train_classifier.predict.main,
 }
 # What makes the run short; the order of steps, files and flags is the document's.
-SHORT = {"--epochs": "1", "--warmup": "0", "--runs": "1"}
+SHORT = {"--epochs": "1", "--warmup": "0"}
 Truth = Callable[[str], str]
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -36,13 +36,12 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"```(bash|text|python)\n(.*?)```", text, flags=re.DOTALL)
 
 
-def run(command: str, *, short: bool) -> None:
+def run(command: str) -> None:
     words = shlex.split(command)[1:]
     name = " ".join(words[:2]) if words[0] == "-m" else words[0]
     words = words[len(name.split()) :]
-    if short:
-        words = [SHORT.get(before, word) for before, word in zip(["", *words], words)]
-        words += ["--epochs", "1"] * (name == "train_classifier/main.py")
+    words = [SHORT.get(before, word) for before, word in zip(["", *words], words)]
+    words += ["--epochs", "1"] * (name == "train_classifier/main.py")
     assert run_command(COMMANDS[name], words) == 0, command
 
 
@@ -76,14 +75,14 @@ def lacking(shown: str, printed: str) -> str | None:
     return None
 
 
-def go_through(text: str, truth: Truth, capsys: pytest.CaptureFixture, *, short: bool) -> None:
+def go_through(text: str, truth: Truth, capsys: pytest.CaptureFixture) -> None:
     """Runs all commands of the document in the working directory and compares what they print."""
     printed = ""
     for kind, content in blocks(text):
         if kind == "bash":
             label(content, truth)
             capsys.readouterr()
-            run(content, short=short)
+            run(content)
             printed = capsys.readouterr().out
         elif kind == "text":
             missing = lacking(content, printed)
@@ -142,15 +141,13 @@ class Pictures:
                 self.data.append(photograph[top : top + 64 : 2, left : left + 64 : 2])
 
 
-@pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_the_tutorial(text, capsys, monkeypatch, short):
+def test_the_tutorial(text, capsys, monkeypatch):
     [example] = [content for kind, content in blocks(text) if kind == "python"]
     monkeypatch.setattr("torchvision.datasets.CIFAR10", Pictures)
     monkeypatch.setattr(sys, "argv", ["active_main.py"])
-    if short:
-        example = re.sub(r'"unlabeled": \d+', '"unlabeled": 20', example)  # in all 200, of which 200 - 150 wait
+    example = re.sub(r'"unlabeled": \d+', '"unlabeled": 20', example)  # of each class, so that 200 - 150 are left
     exec(compile(example, "docs/tutorial.md", "exec"), {})
-    go_through(text, truth, capsys, short=short)
+    go_through(text, truth, capsys)
     check_result()
 
 
