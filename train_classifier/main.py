@@ -6,6 +6,7 @@ Runs as ``cd train_classifier; python main.py ...`` and as ``python -m train_cla
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import sys
 import time
@@ -136,8 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             listed = training_sets + readable_sets(index_dir, others, like=training_sets[0], data=data, split=split)
             report(listed, work, figure)
         tell_of_models(training_sets[-1], work, settings.data)
-    words = ["python", "-m", "evals.summary", "--index_dir", str(index_dir), "--results", str(results)]
-    finish([results, figure], then=shlex.join(words))
+    finish([results, figure], then=command("evals.summary", "--index_dir", str(index_dir), "--results", str(results)))
 
 
 def with_cuda(process: ProcessSettings, cuda: bool) -> ProcessSettings:
@@ -310,7 +310,13 @@ def tell_of_models(training_set: TrainingSet, work: Work, data: DataSettings) ->
         by_people = training_set.columns["mismatch"] is None
         images = str(Path(data.data_path, "unlabeled").expanduser()) if by_people else "IMAGES"
         log(f"weights of cycle {cycle}, as last trained: {', '.join(paths)}")
-        log(f"on other images: {shlex.join(['python', '-m', 'train_classifier.predict', paths[0], images])}")
+        log(f"on other images: {command('train_classifier.predict', paths[0], images)}")
+
+
+def command(module: str, *words: str) -> str:
+    """A module's command as the shell takes it in this folder, whichever that is."""
+    path = os.path.relpath(ROOT)
+    return shlex.join([*([] if path == "." else ["env", f"PYTHONPATH={path}"]), "python", "-m", module, *words])
 
 
 if __name__ == "__main__":
