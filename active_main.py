@@ -129,6 +129,8 @@ def export(given: SimpleNamespace) -> None:
     if not given.query.index_dir:
         raise InputError("--export writes the answers of --index_dir DIR; give both")
     folder, index_dir = Path(given.annotation.export), Path(given.query.index_dir)
+    if not index_path(index_dir, 0).is_file():
+        raise InputError(f"--index_dir {index_dir} holds no cycle_0.json; name the folder of a query with --annotate")
     with session(given.process, on_stop="raise", alone=True):
         data, split = load_data_and_split(given.data)
         if data.paths is None or data.has_oracle:

@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -185,6 +186,11 @@ def epoch_line(epoch: int, epochs: int, stats: dict[str, float]) -> str:
     return f"epoch {epoch}/{epochs}  loss {stats['loss']:.4f}  {figures}  {stats['images_per_second']:.0f} images/s"
 
 
+def script(name: str) -> str:
+    """Where a command's script is, from the working directory."""
+    return os.path.relpath(Path(__file__).resolve().parent / name)
+
+
 def next_command(settings: SimpleNamespace, folder: Path, recipe: Recipe, *, annotate: bool) -> str:
     """The command that follows: the other encoder's training, or the query where its encoders are there.
 
@@ -200,11 +206,11 @@ def next_command(settings: SimpleNamespace, folder: Path, recipe: Recipe, *, ann
     for_people, alone = ["--annotate", "--index_dir", str(folder.parent / "query")], not (beside / MODEL_FILE).is_file()
     if annotate and alone and mode == "semantic":
         encoder = ["--strategy", "posterior", "--load_semantic_path", str(folder / MODEL_FILE)]
-        return shlex.join(["python", "active_main.py", *shared, *encoder, *for_people])
+        return shlex.join(["python", script("active_main.py"), *shared, *encoder, *for_people])
     if alone:
         words = ["--mode", other, *(shifts if other == "distinctive" else []), *shared, *as_flags(settings.crop)]
         words += as_flags(settings.training, but=["mode", "logdir", "suffix", "resume", "resume_path", "no_strict"])
-        return shlex.join(["python", "contrast_main.py", *words, "--logdir", str(beside)])
+        return shlex.join(["python", script("contrast_main.py"), *words, "--logdir", str(beside)])
     if {folder.name, beside.name} == set(OTHER_ENCODER):
         encoders = ["--load_path", str(folder.parent)]
     else:
@@ -212,7 +218,7 @@ def next_command(settings: SimpleNamespace, folder: Path, recipe: Recipe, *, ann
         encoders = [word for name in OTHER_ENCODER for word in (f"--load_{name}_path", str(paths[name]))]
     views = ["--views", str(recipe.views), "--resize_factor", str(recipe.resize_factor), "--resize_fix"]
     way = for_people if annotate else ["--queries_per_class", str(recipe.queries_per_class)]
-    return shlex.join(["python", "active_main.py", *shared, *shifts, *views, *encoders, *way])
+    return shlex.join(["python", script("active_main.py"), *shared, *shifts, *views, *encoders, *way])
 
 
 if __name__ == "__main__":
