@@ -93,7 +93,7 @@ def load(path: Path) -> Any:
             raise InputError(f"{path} needs a package that is not here ({error}): pip install safetensors") from None
         except Exception as error:  # bytes that merely look like a pickle raise nearly anything
             reason = str(error) if isinstance(error, zipfile.BadZipFile) else type(error).__name__
-            if objects := re.search(r"GLOBAL (\S+)", str(error)):
+            if objects := re.search(r"GLOBAL (\S{1,80})", str(error)):
                 reason = f"it holds {objects[1]}, and tensors alone are loaded: save its state_dict"
             raise InputError(f"{path} is damaged or not a checkpoint ({reason}); train or copy it again") from None
 

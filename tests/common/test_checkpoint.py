@@ -509,3 +509,11 @@ def test_weights_of_a_training_that_was_stopped_are_warned_of(tmp_path, capsys, 
     assert ("last.model is of epoch 3 of 7: its training was stopped" in capsys.readouterr().out) == warned
     checkpoint.check_run(tmp_path / "other.model", split_digest=DIGEST, expected={})
     assert capsys.readouterr().out == ""
+
+
+def test_a_long_name_in_a_damaged_file_does_not_make_a_long_line(tmp_path):
+    path = tmp_path / "last.model"
+    path.write_bytes(b"\x80\x02c" + b"torch._utils\n_rebuild" + b"9" * 5000 + b"\n.")
+    with pytest.raises(InputError) as caught:
+        checkpoint.load(path)
+    assert len(str(caught.value)) < 400
