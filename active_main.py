@@ -80,11 +80,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         locks.enter_context(folder_lock(folder))
         indices, labels = np.sort(split.contrast()), data.train_labels
         encoder_settings = given.encoder.resolved(image_size=given.data.image_size, precision=run.precision.name)
-        sources = sources_of(checkpoints, files, data.train_images, indices)
+        named = files | ({"indices": Path(query.feature_indices).expanduser()} if query.feature_indices else {})
+        sources = sources_of(checkpoints, named, data.train_images, indices)
         distributed.require_same(sources, "checkpoints or images are not the same at every process")
         record = settings.identity(query, given.crop, given.process, *([encoder_settings] if checkpoints else []))
         usual = max(1, FOR_PEOPLE // len(split.target_classes)) if annotate else QUERIES_PER_CLASS
         record |= {"queries_per_class": query.queries_per_class or usual} | sources
+        if files:  # their rows go by the images' places, which other images in a folder would move
+            record["feature_rows_digest"] = sources["images_digest"]
         if annotate:
             progress = take_labels(folder, data, split, given, record)
             if progress.waiting or not len(progress.split.unlabeled):
@@ -126,6 +129,8 @@ def parse(argv: Sequence[str] | None) -> SimpleNamespace:
 
 def export(given: SimpleNamespace) -> None:
     """Writes all answers so far for other programs; it needs neither encoders nor features."""
+    if given.annotation.labels or given.annotation.partial or given.annotation.new_settings:
+        raise InputError("--export takes no labels: hand them in first, without --export")
     if not given.query.index_dir:
         raise InputError("--export writes the answers of --index_dir DIR; give both")
     folder, index_dir = Path(given.annotation.export), Path(given.query.index_dir)
@@ -238,6 +243,8 @@ def given_banks(
     numbers = query.feature_indices and Path(query.feature_indices).expanduser()
     sizes = {"train": len(data.train_labels), "test": len(data.test_labels), "numbers_file": numbers}
     banks = {name: given_features(file, indices, **sizes) for name, file in files.items()}
+    if "semantic" in banks and banks["semantic"].features.shape[1] != 1 and query.strategy != "posterior":
+        raise InputError(f"{files['semantic']} holds several rows an image, (N, K, D); semantic features are (N, D)")
     for name, file in files.items():
         log(f"{name} features of {len(indices)} images, {tuple(banks[name].features.shape[1:])} each: {file}")
     return banks

@@ -251,6 +251,10 @@ DIGESTS = {
         "that run's --dataset, --mismatch, --target_classes, --initial_budget and --split_seed",
     ),
     "images_digest": ("other images", "that run's --data_path and --others_path"),
+    "feature_rows_digest": (
+        "other images than the rows of the features are of",
+        "features of the images as they are now",
+    ),
     "init_digest": ("other weights to start from", "that run's --init"),
     "checkpoint_digests": ("other encoders", "that query's checkpoints"),
     "feature_digests": ("other features from files", "that query's files"),

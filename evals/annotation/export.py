@@ -53,7 +53,7 @@ def write_export(
             lines.append(format_row([path, name, str(cycles.get(digest, 0))]))
             _link(images_folder / path, folder / "images" / name / path)
     with atomic_write(folder / "labels.csv") as file:
-        file.write((BYTE_ORDER_MARK + "".join(f"{line}\r\n" for line in lines)).encode())
+        file.write((BYTE_ORDER_MARK + "".join(f"{line}\r\n" for line in lines)).encode(errors="backslashreplace"))
     write_json(folder / "label_studio.json", tasks)
     return [folder / name for name in ("labels.csv", "images", "label_studio.json")]
 

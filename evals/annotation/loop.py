@@ -246,7 +246,7 @@ def worth_of(index_folder: Path) -> str:
     Images that a strategy chose say nothing of the pool: the estimate is of a query at random, or there is none.
     """
     cycles = [read_index_file(index_path(index_folder, number)) for number in numbered_files(index_folder)[1:]]
-    counts = [(c.cycle, c.metrics["found"], c.metrics["queried"]) for c in cycles if c.metrics["queried"]]
+    counts = [(c.cycle, c.metrics.get("found", 0), c.metrics["queried"]) for c in cycles if c.metrics.get("queried")]
     if not counts:
         return ""
     text = "targets: " + ", ".join(f"{found} of {queried} in cycle {n}" for n, found, queried in counts[-1:-3:-1])

@@ -16,6 +16,7 @@ UNLABELED_WEIGHT = 0.5  # of an unqueried image as "other"; every answer weighs 
 LABELED_SHARE = 0.25  # of all weight, at least this is the labeled images'
 # In the second round, likely targets are no examples of "other": this share of the pool, and whatever is likely at all.
 LEFT_OUT, LIKELY = 0.2, 0.1  # the latter of the likelihood that a hundredth of the pool exceeds
+LEAST = 0.1  # of the pool: its unlikeliest targets are always examples of "other"
 SAMPLE = 100_000  # unqueried images to learn from, at most: a larger pool is only read
 
 
@@ -36,7 +37,10 @@ def posterior(inputs: QueryInputs) -> Tensor:
         targets = torch.cat(probabilities).softmax(1)[:, : inputs.num_classes]
         likelihood = targets.sum(1).cpu().numpy()
         top, fifth = np.quantile(likelihood, [0.99, 1 - LEFT_OUT])
-        negatives = inputs.pool[likelihood < min(fifth, LIKELY * top)]
+        unlikely = likelihood < min(fifth, LIKELY * top)
+        if unlikely.mean() < LEAST:  # hardly an image stands apart from the likeliest ones
+            unlikely = likelihood <= np.quantile(likelihood, LEAST)
+        negatives = inputs.pool[unlikely]
     return targets
 
 
