@@ -445,6 +445,7 @@ BAD: dict[str, tuple[Callable[[Place], object] | None, str, str]] = {
         "--strategy posterior --features {folder}/f.npy",
         "f.npy: it has 5 rows; 90 ",
     ),
+    "labels with --export": (None, "--export out --labels filled.csv", "--export takes no labels"),
     "labels without --annotate": (None, "--labels filled.csv", "--labels filled.csv goes with --annotate"),
     "partial without labels": (None, "--annotate --partial", "--partial says how to take --labels"),
     "--annotate of data with labels": (None, "--annotate", "is for images that nobody has labeled yet"),

@@ -311,10 +311,8 @@ def tell_of_models(training_set: TrainingSet, work: Work, data: DataSettings) ->
         images = str(Path(data.data_path, "unlabeled").expanduser()) if by_people else "IMAGES"
         log(f"weights of cycle {cycle}, as last trained: {', '.join(paths)}")
         log(f"on other images: {command('train_classifier.predict', paths[0], images)}")
-    if len(paths) < len(work.seeds):
-        log(
-            f"of cycle {cycle} {len(work.seeds) - len(paths)} weights are not kept: to train them again, remove their rows"
-        )
+    if lacking := len(work.seeds) - len(paths):
+        log(f"weights of cycle {cycle} are not kept of {lacking} seed(s): to train these again, remove their rows")
 
 
 def command(module: str, *words: str) -> str:

@@ -99,6 +99,12 @@ def test_of_a_large_pool_a_sample_is_learned_from_and_all_of_it_is_ranked(monkey
     assert set(result.indices[:15]) <= set(range(10, 30)) and set(result.indices[15:]) <= set(range(30, 50))
 
 
+def test_where_hardly_any_image_stands_apart_some_are_still_taken_for_other():
+    """Constant features: the second round has negatives, and gives nothing a likelihood near 1."""
+    values = posterior(make_inputs([0, 1] * 3 + [0] * 40, 6, spread=0.0))
+    assert values.shape == (40, 2) and values.sum(1).max() < 0.95
+
+
 @pytest.mark.parametrize("pool", [1, 2])
 def test_a_pool_of_hardly_any_images(pool):
     values = posterior(make_inputs([0, 1] + [2] * pool, 2))
