@@ -155,6 +155,20 @@ def test_other_settings_than_the_cycles_before_are_refused(root, capsys, more):
     assert states[0][name] != states[1][name] == float(more[1])
 
 
+def test_features_whose_images_have_moved_are_refused(root, capsys):
+    """As many images as before, in another order: the rows of the file would be those of others."""
+    images = root / "mine"
+    count = sum(len([*(images / part).rglob("*.png")]) for part in ("labeled", "unlabeled"))
+    np.save(root / "features.npy", np.random.default_rng(0).normal(size=(count, 4)))
+    assert annotate(root, "--strategy", "posterior", "--features", str(root / "features.npy"), "--target", "2") == 0
+    asked = {Path(row["path"]).name for row in rows(root, 1)}
+    moved = next(path for path in sorted((images / "unlabeled").glob("*.png")) if path.name not in asked)
+    moved.rename(next(path for path in sorted((images / "labeled").iterdir())) / moved.name)
+    words = ["--annotate", "--index_dir", str(root / "query"), "--labels", fill_in(root, 1)]
+    assert run_command(active_main.main, words) == 2
+    assert "other images than the" in capsys.readouterr().err
+
+
 def test_an_index_folder_is_of_one_strategy(root, capsys):
     annotate(root, *RANDOM)
     np.save(root / "features.npy", np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32))
