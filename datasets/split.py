@@ -29,6 +29,7 @@ class Split:
         mismatch: Share of other-class images in the initial pool; None where nobody knows it.
         seed: Seed of every draw.
         digest: SHA-256 of the initial split; it stays the same as images get annotated.
+        history: Of each annotation so far, how many images were annotated and how many of them are targets.
     """
 
     labeled: np.ndarray
@@ -39,6 +40,7 @@ class Split:
     mismatch: float | None
     seed: int
     digest: str
+    history: tuple[tuple[int, int], ...] = ()
 
     def annotate(self, indices: np.ndarray, labels: np.ndarray) -> Split:
         """Returns the split after the oracle labeled ``indices``: targets join ``labeled``, others are set aside.
@@ -65,6 +67,7 @@ class Split:
             labeled=np.concatenate([self.labeled, indices[found]]),
             unlabeled=self.unlabeled[~np.isin(self.unlabeled, indices)],
             set_aside=np.concatenate([self.set_aside, indices[~found]]),
+            history=self.history + ((len(indices), int(found.sum())),) * bool(len(indices)),
         )
 
     def contrast(self) -> np.ndarray:

@@ -90,15 +90,18 @@ class QueryLoop:
     def query(self, number: int, queries_per_class: int) -> Cycle:
         """Scores the pool and queries it; nothing is labeled yet. Cycles have numbers from 1."""
         start, split = time.perf_counter(), self.split
+        budget = queries_per_class * len(split.target_classes)
         inputs = QueryInputs(
             pool=split.unlabeled,
             labeled=split.labeled,
             labeled_classes=split.class_numbers(self._labels[split.labeled]),
             set_aside=split.set_aside,
             num_classes=len(split.target_classes),
-            scores=self._scores(split.unlabeled, queries_per_class * len(split.target_classes)),
+            scores=self._scores(split.unlabeled, budget),
             banks=self.banks,
             rng=np.random.default_rng([self._seed, number]),
+            budget=budget,
+            history=split.history,
             device=self._device,
         )
         utilities = self._strategy.utilities(inputs)

@@ -28,6 +28,9 @@ class QueryInputs:
         scores: Of the unqueried images, in the order of ``pool``; what the strategy does not need is None.
         banks: Banks of the features that the strategy needs, by their name.
         rng: The strategy's own random stream.
+        budget: B, how many images this cycle asks for, over all classes.
+        history: Of each answered cycle, how many images were queried and how many of them are targets. The latest ones
+            stand last in ``labeled`` and in ``set_aside``.
         device: Where to compute.
     """
 
@@ -39,6 +42,8 @@ class QueryInputs:
     scores: PoolScores
     banks: dict[str, FeatureBank]
     rng: np.random.Generator
+    budget: int
+    history: tuple[tuple[int, int], ...] = ()
     device: torch.device | str = "cpu"
 
 
@@ -93,6 +98,25 @@ def select(utilities: Tensor, inputs: QueryInputs, *, queries_per_class: int) ->
         distinctive=_picked(inputs.scores.distinctive, row, number),
         shortfall=shortfall,
     )
+
+
+def best_first(inputs: QueryInputs, *values: np.ndarray) -> np.ndarray:
+    """Rows of the pool, largest value first, (U,); the next values, each (U,), break ties, and then the lower index."""
+    return np.lexsort((inputs.pool, *(-np.asarray(part, dtype=np.float64) for part in reversed(values))))
+
+
+def dealt(order: np.ndarray, inputs: QueryInputs) -> Tensor:
+    """Utilities, (U, C), with which the budget is spent on the first images of an order of the pool's rows, (n,).
+
+    For strategies that do not choose per class: the images are dealt out to the classes in turn. Rows that are not in
+    the order follow by index.
+    """
+    position = np.full(len(inputs.pool), len(order))
+    position[order] = np.arange(len(order))
+    ranks = np.arange(len(position))
+    utilities = torch.full((len(ranks), inputs.num_classes), -torch.inf)
+    utilities[best_first(inputs, -position), ranks % inputs.num_classes] = -torch.from_numpy(ranks).float()
+    return utilities
 
 
 def _picked(values: Tensor | None, *where: np.ndarray) -> np.ndarray:

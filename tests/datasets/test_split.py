@@ -210,6 +210,7 @@ def test_annotate(split):
     assert again.set_aside.tolist() == [others[3], others[1], others[0]]
     assert len(again.unlabeled) == 21
     assert again.digest == split.digest
+    assert (split.history, again.history) == ((), ((5, 3), (2, 1)))
 
 
 def test_annotate_everything_and_nothing(split):
@@ -220,6 +221,7 @@ def test_annotate_everything_and_nothing(split):
     assert same.unlabeled.tolist() == split.unlabeled.tolist()
     assert same.set_aside.dtype == np.int64
     assert same.set_aside.tolist() == []
+    assert (after.history, same.history) == (((28, 14),), ())
 
 
 def test_annotate_refuses_strangers(split):

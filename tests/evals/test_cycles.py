@@ -95,6 +95,14 @@ def test_a_loop_that_starts_from_a_later_split_makes_the_same_query(world, strat
         split = cycle.split
 
 
+def test_a_strategy_knows_the_budget_and_the_answers_so_far(world):
+    before = []
+    for cycle in world.cycles("random", target=4):
+        assert (cycle.inputs.budget, list(cycle.inputs.history)) == (8, before)
+        before.append((8, int((np.isin(world.labels[cycle.result.indices], CLASSES)).sum())))
+        assert cycle.split.history == tuple(before)
+
+
 def pair_count(values: list[float], is_target: np.ndarray) -> float:
     """The share of (target, other) pairs in the right order, a tie for half."""
     targets = [value for value, target in zip(values, is_target) if target]

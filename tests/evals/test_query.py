@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datasets.split import make_split
-from evals.query import QueryInputs, QueryResult, check_budget, select
+from evals.query import QueryInputs, QueryResult, best_first, check_budget, dealt, select
 from evals.scores import PoolScores
 from utils import InputError
 
@@ -27,7 +27,23 @@ def make_inputs(pool: list[int], num_classes: int, *, scores: PoolScores | None 
         scores=scores or PoolScores(),
         banks={},
         rng=np.random.default_rng(seed),
+        budget=1,
     )
+
+
+def test_values_rank_and_the_next_ones_and_the_lower_index_break_ties():
+    inputs = make_inputs([9, 4, 6, 2, 5], 2)
+    first, second = np.array([1.0, 2.0, 1.0, 1.0, -np.inf]), np.array([False, True, True, False, True])
+    assert inputs.pool[best_first(inputs, first, second)].tolist() == [4, 6, 2, 9, 5]
+    assert inputs.pool[best_first(inputs)].tolist() == [2, 4, 5, 6, 9]
+
+
+def test_an_order_is_dealt_to_the_classes_in_turn_and_the_rest_follows_by_index():
+    inputs = make_inputs([9, 4, 6, 2, 5], 2)
+    utilities = dealt(np.array([0, 4]), inputs)  # 9, 5, then 2, 4, 6
+    expected = [[0, NONE], [NONE, -3], [-4, NONE], [-2, NONE], [NONE, -1]]
+    assert utilities.tolist() == expected
+    assert select(utilities, inputs, queries_per_class=1).indices.tolist() == [9, 5]
 
 
 def select_from(pool: list[int], utilities: list[list[float]], *, target: int) -> QueryResult:

@@ -261,6 +261,7 @@ def golden_inputs(golden) -> QueryInputs:
         scores=scorer.scores(torch.arange(len(golden["pool_index"]))),
         banks={},
         rng=np.random.default_rng(0),
+        budget=1,
     )
 
 

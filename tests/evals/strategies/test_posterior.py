@@ -40,6 +40,7 @@ def make_inputs(
         scores=PoolScores(),
         banks={"penultimate": FeatureBank(images, features)},
         rng=np.random.default_rng(seed),
+        budget=1,
     )
 
 
