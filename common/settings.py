@@ -20,7 +20,8 @@ DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "digits", "
 MODELS = ("resnet18", "resnet18_imagenet", "resnet20", "resnet8")
 IMAGENET_STEM_FROM = 128  # pixels; from there on its last stage sees 4x4 positions, as the CIFAR stem's does at 32
 SHIFTS = ("none", "rotation", "cutperm")
-STRATEGIES = ("ccal", "semantic", "distinctive", "posterior", "random")
+STRATEGIES = ("ccal", "semantic", "distinctive", "posterior", "random", "entropy", "margin", "confidence", "certainty")
+STRATEGIES += ("coreset", "coreset_others", "badge", "typiclust", "neat", "mahalanobis", "lfosa", "eaoa", "mqnet")
 
 option = functools.partial(setting, identity=False)  # a setting that changes no result
 seed_number = number(int, 0, 2**63 - 1)

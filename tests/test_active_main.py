@@ -39,7 +39,7 @@ BUDGET = 8
 MISMATCH = 0.35
 DIM = 16
 SHIFTS = {"semantic": ("none", 1), "distinctive": ("rotation", 4)}
-STRATEGIES = ("ccal", "semantic", "distinctive", "posterior", "random")
+STRATEGIES = ("ccal", "semantic", "distinctive", "posterior", "random", "badge", "mqnet")
 CYCLES = 3
 
 

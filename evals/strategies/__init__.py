@@ -13,9 +13,18 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from evals.query import QueryInputs
+from evals.strategies.badge import badge
 from evals.strategies.ccal import ccal, distinctive, semantic
+from evals.strategies.coreset import coreset, coreset_others
+from evals.strategies.eaoa import eaoa
+from evals.strategies.lfosa import lfosa
+from evals.strategies.mahalanobis import mahalanobis
+from evals.strategies.mqnet import mqnet
+from evals.strategies.neat import neat
 from evals.strategies.posterior import posterior
 from evals.strategies.random import uniform_random
+from evals.strategies.typiclust import typiclust
+from evals.strategies.uncertainty import certainty, confidence, entropy, margin
 
 
 @dataclass(frozen=True)
@@ -30,10 +39,15 @@ class Strategy:
     needs: tuple[str, ...]
 
 
+UNCERTAINTY = (entropy, margin, confidence, certainty)
+RIVALS = (*UNCERTAINTY, coreset, coreset_others, badge, typiclust, neat, mahalanobis, lfosa, eaoa)
+
 STRATEGIES = {
     "ccal": Strategy(ccal, needs=("semantic", "distinctive")),
     "semantic": Strategy(semantic, needs=("semantic",)),
     "distinctive": Strategy(distinctive, needs=("distinctive",)),
     "posterior": Strategy(posterior, needs=("penultimate",)),
     "random": Strategy(uniform_random, needs=()),
+    **{rival.__name__: Strategy(rival, needs=("penultimate",)) for rival in RIVALS},
+    "mqnet": Strategy(mqnet, needs=("penultimate", "distinctive")),
 }
