@@ -35,6 +35,7 @@ class Cycle:
         seconds: Scoring, query and the oracle's answer together.
         is_target: Whether each image of ``inputs.pool`` is a target, looked up after the query, (U,); None before.
         metrics: See evals.metrics, and auroc_semantic, auroc_utility, labeled, pool; empty before the answer.
+        by_class: Whether the strategy chose each image for its class.
     """
 
     number: int
@@ -45,6 +46,7 @@ class Cycle:
     seconds: float
     is_target: np.ndarray | None = None
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    by_class: bool = True
 
 
 class QueryLoop:
@@ -106,7 +108,8 @@ class QueryLoop:
         )
         utilities = self._strategy.utilities(inputs)
         result = select(utilities, inputs, queries_per_class=queries_per_class)
-        return Cycle(number, inputs, utilities, result, split, time.perf_counter() - start)
+        seconds, by_class = time.perf_counter() - start, self._strategy.by_class
+        return Cycle(number, inputs, utilities, result, split, seconds, by_class=by_class)
 
     def answer(self, cycle: Cycle) -> Cycle:
         """Has the oracle label a query: targets join the labeled images, the others are set aside."""

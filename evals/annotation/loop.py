@@ -307,9 +307,9 @@ def write_next_query(
 def _queried_images(data: Dataset, cycle: Cycle, class_names: list[str]) -> list[QueriedImage]:
     """The images in the order of the query, those with one suggestion together: the class of the largest utility.
 
-    Where the strategy looks at no feature, the class to which it dealt an image is not a suggestion.
+    Where the strategy deals images out to the classes, an image's class is not a suggestion.
     """
-    result, suggests = cycle.result, bool(cycle.inputs.banks)
+    result, suggests = cycle.result, cycle.by_class
     rows = {image: row for row, image in enumerate(cycle.inputs.pool.tolist())}
     utilities = cycle.utilities[[rows[image] for image in result.indices.tolist()]].cpu().numpy()
     likeliest = utilities.argmax(1) if suggests else result.pseudo_class

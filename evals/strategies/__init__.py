@@ -33,10 +33,12 @@ class Strategy:
 
     ``semantic`` and ``distinctive`` are the encoders' projections, averaged over views, as in the paper;
     ``penultimate`` are the semantic encoder's penultimate features of the image as it is, or features from files.
+    Without ``by_class`` images are dealt out to the classes, and say nothing of an image's own.
     """
 
     utilities: Callable[[QueryInputs], Tensor]
     needs: tuple[str, ...]
+    by_class: bool = True
 
 
 UNCERTAINTY = (entropy, margin, confidence, certainty)
@@ -47,7 +49,7 @@ STRATEGIES = {
     "semantic": Strategy(semantic, needs=("semantic",)),
     "distinctive": Strategy(distinctive, needs=("distinctive",)),
     "posterior": Strategy(posterior, needs=("penultimate",)),
-    "random": Strategy(uniform_random, needs=()),
-    **{rival.__name__: Strategy(rival, needs=("penultimate",)) for rival in RIVALS},
-    "mqnet": Strategy(mqnet, needs=("penultimate", "distinctive")),
+    "random": Strategy(uniform_random, needs=(), by_class=False),
+    **{rival.__name__: Strategy(rival, needs=("penultimate",), by_class=rival is eaoa) for rival in RIVALS},
+    "mqnet": Strategy(mqnet, needs=("penultimate", "distinctive"), by_class=False),
 }

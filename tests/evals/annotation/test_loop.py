@@ -221,6 +221,12 @@ def test_scores_suggest_classes(project):
     assert {image.distinctive for image in semantic} == {None} and all(image.suggestion for image in semantic)
     dealt = project.run(overwrite=True).images
     assert {(image.suggestion, image.joint, image.semantic, image.distinctive) for image in dealt} == {(None,) * 4}
+    banks["penultimate"] = banks.pop("semantic")
+    for strategy in ("badge", "mqnet"):  # which look at features and deal images out to the classes as well
+        dealt = project.run(strategy=strategy, banks=banks, overwrite=True).images
+        assert {(image.suggestion, image.joint) for image in dealt} == {(None, None)}
+    chosen = project.run(strategy="eaoa", banks=banks, overwrite=True).images
+    assert all(image.suggestion for image in chosen)
 
 
 # What is refused, with nothing changed
