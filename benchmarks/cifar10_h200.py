@@ -144,8 +144,10 @@ def restricted(data: dict[str, np.ndarray], features: Path, work: Path) -> np.nd
         with atomic_write(work / "pool.npz") as file:
             np.savez(file, **{name: data[name][keep] if "train" in name else data[name] for name in IMAGES})
     for path in features.glob("*.npy"):
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-        np.save(work / "pool" / path.name, values if len(values) == len(keep) else values[keep])
+        values, train = np.load(path, mmap_mode="r", allow_pickle=False), len(data["train_labels"])
+        np.save(
+            work / "pool" / path.name, values if len(values) == len(keep) else values[[*keep, *range(train, 60_000)]]
+        )
     return keep
 
 

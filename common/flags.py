@@ -115,6 +115,14 @@ def threshold(text: str) -> float | str:
 threshold.metavar = "{X,auto}"
 
 
+def share(text: str) -> float | str:
+    """A flag's kind: a number from 0 to below 1, or ``all``."""
+    return text if text == "all" else number(float, 0, 1, open_high=True)(text)
+
+
+share.metavar = "{X,all}"
+
+
 def class_name(text: str) -> int | str:
     """A flag's kind: a class by its number or by its name."""
     if re.fullmatch("-?(0|[1-9][0-9]*)", text):

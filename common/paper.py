@@ -1,4 +1,5 @@
-"""The numbers of the paper: split protocols, the recipe of every stage, and the published results."""
+"""The numbers of the paper: split protocols, the recipe of every stage, and the published results; and the protocols of
+rival papers."""
 
 from __future__ import annotations
 
@@ -96,3 +97,49 @@ PUBLISHED_QUERIED = 1500
 PUBLISHED_POOL_TARGETS = 9200  # target images in the pool
 # SHA-256 of the initial labeled set, see common.provenance.int64_digest.
 PUBLISHED_LABELED = "d896584df08687d3f52bf1d00df50edcc243d1b6d632595e53676353d998f4dc"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How a paper compares strategies of open-set active learning.
+
+    Attributes:
+        mismatch: Share of other classes in the pool; ``all`` for the whole rest of the data set.
+        budget: Images queried a cycle, of FULL_SIZE training images; of less than half as many, that share.
+        cycles: How many.
+        recipe: Of the classifier that is trained from scratch.
+        initial: Images known at first, likewise; None for 1 % of the target classes' images, and 8 % in data sets of
+            100 classes and more.
+        with_others: Whether the initial set has others in the pool's proportion.
+        start_counts: Whether the recall counts the initial labeled images, above and below the line.
+        share: Of the classes, the first ones, which are the targets; None for those of ``sets`` or the data set's own.
+        sets: Target classes of a data set of ten classes, by seed in turn.
+    """
+
+    mismatch: float | str
+    budget: int
+    cycles: int
+    recipe: str
+    initial: int | None
+    with_others: bool = False
+    start_counts: bool = False
+    share: float | None = None
+    sets: tuple[tuple[int, ...], ...] = ()
+
+
+FULL_SIZE = 50_000
+BENCHMARKS = {
+    "ccal": Benchmark(DEFAULT_MISMATCH, budget=1500, cycles=5, recipe="proper", initial=DEFAULT_BUDGET),
+    # Ning et al., CVPR 2022; BUAL (Zong et al., ECCV 2024) has eight cycles of it. Queried others leave the pool here.
+    "lfosa": Benchmark("all", budget=1500, cycles=10, recipe="lfosa", initial=None, start_counts=True, share=0.2),
+    # Park et al., NeurIPS 2022.
+    "mqnet": Benchmark(
+        0.6,
+        budget=500,
+        cycles=10,
+        recipe="mqnet",
+        initial=500,
+        with_others=True,
+        sets=((4, 2, 5, 7), (7, 1, 2, 5), (6, 4, 3, 2), (8, 9, 1, 3), (2, 9, 5, 3)),
+    ),
+}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from common.flags import class_name, mode, natural, number, positive, positive_int, setting, threshold
+from common.flags import class_name, mode, natural, number, positive, positive_int, setting, share, threshold
 from utils import InputError
 
 DATASETS = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "digits", "npz", "folder")
@@ -25,7 +25,6 @@ STRATEGIES += ("coreset", "coreset_others", "badge", "typiclust", "neat", "mahal
 
 option = functools.partial(setting, identity=False)  # a setting that changes no result
 seed_number = number(int, 0, 2**63 - 1)
-share = number(float, 0, 1, open_high=True)
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,9 @@ class DataSettings:
     title: ClassVar[str] = "data and split"
     dataset: str = option("cifar10", "data set", choices=DATASETS)
     data_path: str = option("~/data", "folder of CIFAR and the like, npz file, or folder of images", metavar="PATH")
-    mismatch: float | None = option(None, "share of other classes in the unlabeled pool (default: 0.8)", kind=share)
+    mismatch: float | str | None = option(
+        None, "share of other classes in the unlabeled pool, or all of their images (default: 0.8)", kind=share
+    )
     target_classes: tuple[int | str, ...] | None = option(
         None,
         "classes that matter, by name or number (default: protocol)",
@@ -44,6 +45,7 @@ class DataSettings:
         metavar="CLASS",
     )
     initial_budget: int | None = option(None, "images labeled first (default: 800; digits: 20)", kind=positive_int)
+    initial_others: int | None = option(None, "images of other classes known at first (default: 0)", kind=natural)
     split_seed: int = option(0, "seed of the split's draws", kind=seed_number)
     image_size: int | None = option(
         None, "pixels to which a folder's images are resized and cropped (default: 32)", kind=number(int, 32, 224)

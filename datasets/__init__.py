@@ -98,10 +98,13 @@ def _load(settings: DataSettings) -> tuple[Dataset, Split]:
         "target_classes": class_numbers(target_classes, data.class_names),
         "mismatch": DEFAULT_MISMATCH if settings.mismatch is None else settings.mismatch,
         "initial_budget": settings.initial_budget or (protocol.initial_budget if protocol else DEFAULT_BUDGET),
+        "initial_others": settings.initial_others or 0,
         "seed": settings.split_seed,
     }
     if not settings.others:
         return data, make_split(data.train_labels, data.test_labels, **draw, content=data.digest)
+    if settings.initial_others:
+        raise InputError(f"--initial_others {settings.initial_others} does not go with --others; leave it out")
     others_path = Path(settings.others_path or (path if name in SOURCES else "~/data")).expanduser()
     sources = load_sources(
         settings.others,
@@ -120,7 +123,7 @@ def refuse_drawing(settings: DataSettings) -> None:
     Raises:
         InputError: A setting of make_split is given.
     """
-    for name in ("mismatch", "target_classes", "initial_budget", "others"):
+    for name in ("mismatch", "target_classes", "initial_budget", "initial_others", "others"):
         if getattr(settings, name) is not None:
             raise InputError(
                 f"--{name} draws a split, and a folder with labeled/ and unlabeled/ has one: every class of labeled/ "

@@ -23,7 +23,7 @@ class Split:
     Attributes:
         labeled: Labeled target images, in the order in which they were labeled, int64 (L,).
         unlabeled: The pool, int64 (U,).
-        set_aside: Queried images of other classes: they cost budget and are never trained on, int64 (A,).
+        set_aside: Known images of other classes: queried ones cost budget, and none is ever trained on, int64 (A,).
         test: Target-class images of the test set, int64 (T,).
         target_classes: Data set classes that matter; the position in the list is the classifier's class number.
         mismatch: Share of other-class images in the initial pool; None where nobody knows it.
@@ -71,8 +71,8 @@ class Split:
         )
 
     def contrast(self) -> np.ndarray:
-        """What both encoders train on: pool and labeled images, shuffled (seeded), int64 (U + L,)."""
-        indices = self.unlabeled.tolist() + self.labeled.tolist()
+        """What both encoders train on: all images of the split, shuffled (seeded), int64 (U + L + A,)."""
+        indices = self.unlabeled.tolist() + self.labeled.tolist() + self.set_aside.tolist()
         random.Random(self.seed).shuffle(indices)
         return np.asarray(indices, dtype=np.int64)
 
@@ -92,8 +92,9 @@ def make_split(
     test_labels: np.ndarray,
     *,
     target_classes: Sequence[int],
-    mismatch: float,
+    mismatch: float | str,
     initial_budget: int,
+    initial_others: int = 0,
     seed: int = 0,
     others: np.ndarray | None = None,
     content: str | None = None,
@@ -101,14 +102,15 @@ def make_split(
     """Draws the initial split, index for index as the original protocol does.
 
     Each draw starts from the same seed: ``initial_budget`` target images are labeled; the remaining targets T and
-    ceil(mismatch |T| / (1 - mismatch)) images of other classes form the pool.
+    ceil(mismatch |T| / (1 - mismatch)) images of other classes form the pool; ``initial_others`` more are set aside.
 
     Args:
         train_labels: (N,).
         test_labels: (M,).
         target_classes: Data set classes, in the classifier's order.
-        mismatch: Share of other-class images in the pool, in [0, 1).
+        mismatch: Share of other-class images in the pool, in [0, 1), or ``all`` for as many as there are.
         initial_budget: Number of labeled target images at the start.
+        initial_others: Number of images known to be of other classes at the start.
         seed: Seed of every draw; the protocol's is 0.
         others: Images that the other-class ones are drawn from, (M,); None for all of other classes.
         content: Digest of the images, where the split's digest has to change with them.
@@ -127,7 +129,7 @@ def make_split(
     if unknown:
         there = f"classes {listed(sorted(present), 20)}"
         raise InputError(f"--target_classes: class {unknown[0]} has no images; the data set has {there}")
-    if not 0 <= mismatch < 1:
+    if mismatch != "all" and not 0 <= mismatch < 1:
         raise InputError(f"--mismatch must be in [0, 1), got {mismatch}")
     targets = np.flatnonzero(np.isin(train_labels, classes)).tolist()
     if not 1 <= initial_budget < len(targets):
@@ -144,13 +146,17 @@ def make_split(
     labeled = set(initial)
     pool_targets = [index for index in targets if index not in labeled]
     others = (np.flatnonzero(~np.isin(train_labels, classes)) if others is None else others).tolist()
-    n_others = _others_asked_for(mismatch, len(pool_targets))
-    if n_others > len(others):
+    left = len(others) - initial_others
+    if left < 0:
+        raise InputError(f"--initial_others {initial_others}: there are {len(others)} images of other classes")
+    n_others = left if mismatch == "all" else _others_asked_for(mismatch, len(pool_targets))
+    if n_others > left:
         raise InputError(
-            f"--mismatch {mismatch} asks for {n_others} images of other classes and {len(others)} exist; "
-            f"the largest possible here is {_largest_mismatch(len(pool_targets), len(others)):.4f}"
+            f"--mismatch {mismatch} asks for {n_others} images of other classes and {left} exist; "
+            f"the largest possible here is {_largest_mismatch(len(pool_targets), left):.4f}"
         )
-    unlabeled = pool_targets + random.Random(seed).sample(others, n_others)
+    drawn = random.Random(seed).sample(others, n_others + initial_others)
+    unlabeled, aside = pool_targets + drawn[:n_others], np.asarray(drawn[n_others:], dtype=np.int64)
     test = np.flatnonzero(np.isin(test_labels, classes))
     if not len(test):
         raise InputError("the test set has no image of a target class; the accuracy could not be measured")
@@ -158,12 +164,12 @@ def make_split(
     return Split(
         labeled=parts[0],
         unlabeled=parts[1],
-        set_aside=np.empty(0, dtype=np.int64),
+        set_aside=aside,
         test=parts[2],
         target_classes=classes,
-        mismatch=mismatch,
+        mismatch=n_others / len(unlabeled) if mismatch == "all" else mismatch,
         seed=seed,
-        digest=_digest(parts, content),
+        digest=_digest(parts + [aside] * bool(initial_others), content),
     )
 
 

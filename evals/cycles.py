@@ -114,8 +114,7 @@ class QueryLoop:
     def answer(self, cycle: Cycle) -> Cycle:
         """Has the oracle label a query: targets join the labeled images, the others are set aside."""
         start, before = time.perf_counter(), self.split
-        self.split = after = before.annotate(cycle.result.indices, self._labels)
-        self._add_labeled(after.labeled[len(before.labeled) :])
+        after = self.take(cycle.result.indices)
         seconds = cycle.seconds + time.perf_counter() - start
         is_target = np.isin(self._labels[before.unlabeled], after.target_classes)
         metrics = query_metrics(
@@ -127,6 +126,13 @@ class QueryLoop:
         metrics |= _pool_auroc(cycle.inputs.scores, cycle.utilities, is_target)
         metrics |= {"labeled": len(after.labeled), "pool": len(after.unlabeled)}
         return dataclasses.replace(cycle, split=after, seconds=seconds, is_target=is_target, metrics=metrics)
+
+    def take(self, queried: np.ndarray) -> Split:
+        """Takes in the oracle's answers to a query, (Q,), such as one that was made before; returns the split then."""
+        known = len(self.split.labeled)
+        self.split = self.split.annotate(queried, self._labels)
+        self._add_labeled(self.split.labeled[known:])
+        return self.split
 
     def _add_labeled(self, indices: np.ndarray) -> None:
         features = [bank and bank.of(indices) for bank in self._scored]

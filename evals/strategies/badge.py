@@ -7,7 +7,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from evals.query import QueryInputs, dealt
-from evals.strategies.linear import classifier, features
+from evals.strategies.linear import classifier, features, leading
 
 
 def badge(inputs: QueryInputs) -> Tensor:
@@ -30,9 +30,14 @@ def k_means_plus_plus(x: np.ndarray, z: np.ndarray, count: int, rng: np.random.G
     """
     norms = np.einsum("uc,uc->u", x, x) * np.einsum("ud,ud->u", z, z)
     distance, taken = np.full_like(norms, np.inf), [int(norms.argmax())]
+    head, rest = leading(z)
     while len(taken) < count:
         a = taken[-1]
-        np.minimum(distance, norms + norms[a] - 2 * (x @ x[a]) * (z @ z[a]), out=distance)
+        product = x @ x[a]
+        at_least = norms + norms[a] - 2 * (product * (head @ head[a]) + np.abs(product) * rest * rest[a])
+        near = np.flatnonzero(at_least < distance)  # the others keep their distance
+        reached = norms[near] + norms[a] - 2 * product[near] * (z[near] @ z[a])
+        distance[near] = np.minimum(distance[near], reached)
         distance[taken] = 0.0
         mass = np.cumsum(distance.clip(min=0.0), dtype=np.float64)
         if mass[-1] == 0:

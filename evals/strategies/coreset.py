@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evals.query import QueryInputs, dealt
 from evals.scores import BLOCK, blocks
-from evals.strategies.linear import features
+from evals.strategies.linear import features, leading
 
 
 def coreset(inputs: QueryInputs) -> Tensor:
@@ -33,8 +33,13 @@ def _farthest_first(pool: np.ndarray, centres: np.ndarray, inputs: QueryInputs) 
     distance = np.empty_like(squares)  # squared, to the nearest centre
     for block in blocks(len(pool), BLOCK):
         distance[block] = squares[block] + (centre_squares - 2 * pool[block] @ centres.T).min(1)
+    head, rest = leading(pool)
+    head_squares = np.einsum("nd,nd->n", head, head)
     while len(taken) < min(inputs.budget, len(pool)):
-        taken.append(int(distance.argmax()))
-        np.minimum(distance, squares + squares[taken[-1]] - 2 * (pool @ pool[taken[-1]]), out=distance)
+        a = int(distance.argmax())
+        taken.append(a)
+        at_least = head_squares + head_squares[a] - 2 * (head @ head[a]) + np.square(rest - rest[a])
+        near = np.flatnonzero(at_least < distance)  # a hundredth of the pool: the others keep their distance
+        distance[near] = np.minimum(distance[near], squares[near] + squares[a] - 2 * (pool[near] @ pool[a]))
         distance[taken] = -np.inf
     return dealt(rows[taken], inputs)

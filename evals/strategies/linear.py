@@ -21,6 +21,7 @@ from sklearn.mixture import GaussianMixture
 from evals.query import QueryInputs
 
 REGULARISATION = 0.01  # C
+LEADING = 32
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ def detector(z: Features, inputs: QueryInputs, *, temperature: float = 1.0) -> n
     return _logits(z.pool, z.annotated, z.classes, inputs.num_classes + 1, temperature)
 
 
+def fit(known: np.ndarray, targets: np.ndarray, *, temperature: float = 1.0) -> LogisticRegression:
+    """The linear model of features, (n, D), and their classes, (n,), of which there are two or more."""
+    return LogisticRegression(C=REGULARISATION / temperature**2, max_iter=1000).fit(known, targets)
+
+
 def _logits(
     pool: np.ndarray, known: np.ndarray, targets: np.ndarray, outputs: int, temperature: float = 1.0
 ) -> np.ndarray:
@@ -81,11 +87,21 @@ def _logits(
     if len(present) == 1:
         logits[:, present] = 0.0
         return logits
-    model = LogisticRegression(C=REGULARISATION / temperature**2, max_iter=1000).fit(known, targets)
-    decision = temperature * model.decision_function(pool)
+    decision = temperature * fit(known, targets, temperature=temperature).decision_function(pool)
     # Of two classes scikit-learn gives the difference; logits of more sum to 0, so these do as well.
     logits[:, present] = decision if decision.ndim == 2 else np.stack([-decision / 2, decision / 2], axis=1)
     return logits
+
+
+def leading(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of values, (n, D), in the LEADING directions that hold most of them, and the length of the rest, (n,).
+
+    A product a . b is that of their coordinates, give or take the product of their rests: a cheap bound.
+    """
+    directions = np.linalg.eigh(values.T @ values)[1][:, ::-1][:, :LEADING]
+    coordinates = np.ascontiguousarray(values @ directions)
+    rest = np.einsum("nd,nd->n", values, values) - np.einsum("nd,nd->n", coordinates, coordinates)
+    return coordinates, np.sqrt(rest.clip(min=0.0))
 
 
 def log_odds(logits: np.ndarray) -> np.ndarray:

@@ -1,0 +1,493 @@
+"""Compares query strategies under one split, one budget and one classifier, over several seeds.
+
+Every query's index files, the rows of results.csv and what the classifiers reached are kept: the same command goes on
+where it was stopped, and one with further strategies or seeds adds these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import multiprocessing
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+from common import settings
+from common.flags import Parser, as_flags, natural, pick, positive_int
+from common.paper import BENCHMARKS, FULL_SIZE
+
+CEILING = "ceiling"  # an oracle that queries nothing but targets: what a pool without others would give
+
+
+def strategy(text: str) -> str:
+    """A flag's kind: a strategy, ``all`` or ``ceiling``."""
+    return text if text in ("all", CEILING) else settings.strategy(text)
+
+
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """What is compared."""
+
+    title: ClassVar[str] = "comparison"
+    out: str = settings.option(help="folder of the run, new or one to continue or to add to", metavar="RUN")
+    protocol: str = settings.setting(
+        "ccal", "sets split, start, budget, cycles, recipe and recall (docs/benchmark.md)", choices=tuple(BENCHMARKS)
+    )
+    strategies: tuple[str, ...] = settings.option(
+        ("all",),
+        "names, FILE.py:NAME, ceiling (queries targets only), or all: those that the features serve",
+        kind=strategy,
+        several=True,
+        metavar="NAME",
+    )
+    seeds: tuple[int, ...] = settings.option((0, 1, 2), "seeds", kind=natural, several=True)
+    vary: str = settings.setting(
+        "split",
+        "what a seed draws: split, query and classifier, or the classifier alone",
+        choices=("split", "training"),
+    )
+    classifier: str = settings.option(
+        "linear", "linear: on frozen features; scratch: the protocol's network", choices=("linear", "scratch")
+    )
+    measured: tuple[int, ...] | None = settings.option(
+        None,
+        "cycles after which a classifier is trained; 0: before the first (default: all)",
+        kind=natural,
+        several=True,
+    )
+    jobs: int = settings.option(1, "strategies at once, each in a process of its own", kind=positive_int)
+
+
+PLACES = ("data_path", "others_path", "cache_dir")  # which may change from command to command
+QUERY = ["k", "t", "views", "feature_dtype", "queries_per_class", "load_path", "load_semantic_path"]
+QUERY += ["load_distinctive_path", "features", "semantic_features", "distinctive_features", "no_strict"]
+QUERY += ["test_batch_size", "cycles"]
+
+
+def build_parser() -> Parser:
+    """The command's flags."""
+    return Parser(
+        __doc__,
+        comparison=ComparisonSettings,
+        data=settings.DataSettings,
+        query=pick(settings.QuerySettings, *QUERY, cycles=None),
+        classifier=pick(settings.ClassifierSettings, "recipe", "epochs", "batch_size", "lr", recipe=None),
+        encoder=settings.EncoderSettings,
+        crop=settings.CropSettings,
+        process=settings.ProcessSettings,
+    )
+
+
+if __name__ == "__main__":
+    build_parser().parse()  # --help and a mistyped flag end here, before torch is imported, which takes seconds
+
+import numpy as np
+import torch
+from sklearn.metrics import balanced_accuracy_score
+from threadpoolctl import threadpool_limits
+
+from active_main import checkpoint_paths, extraction_of, load_encoders
+from common.console import as_a_stage, finish, log, progress, set_quiet
+from common.files import SMALL_JSON, read_json, require_writable, write_json
+from common.provenance import file_digest
+from common.session import StopRequest, folder_lock, run_command, session
+from datasets import Dataset, Split, class_numbers, load_data_and_split, load_dataset, results_file
+from datasets.index_files import IndexFile, index_path, read_index_file, write_index_file
+from evals.cycles import QueryLoop
+from evals.feature_cache import feature_banks, sources_of
+from evals.features import FeatureBank, MappedFeatures, given_features
+from evals.index_folder import begin, index_file
+from evals.query import QueryInputs, check_budget, dealt
+from evals.report.__main__ import main as write_report
+from evals.report.comparison import ComparisonRow, plain_standings, read_rows, standings
+from evals.strategies import STRATEGIES, Strategy, find_strategy, strategy_name
+from evals.strategies.linear import fit, z_scores
+from train_classifier.main import main as train_classifiers
+from utils import InputError, launcher
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one process does at a time: a strategy's queries from one seed on, and classifiers of these seeds."""
+
+    strategy: str
+    seed: int
+    classifiers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class World:
+    """What all strategies of a seed see.
+
+    Attributes:
+        settings: Of the data, the protocol's numbers filled in.
+        banks: Of the images of the split, by name.
+        table: Standardised penultimate features of all train, then all test images, (N + M, D); None without them.
+        budget: Images per target class and cycle.
+    """
+
+    settings: settings.DataSettings
+    data: Dataset
+    split: Split
+    banks: dict[str, FeatureBank]
+    table: np.ndarray | None
+    budget: int
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    words = list(sys.argv[1:] if argv is None else argv)
+    given = build_parser().parse(words)
+    wanted, run = given.comparison, Path(given.comparison.out)
+    set_quiet(given.process.quiet)
+    if launcher().world_size > 1:
+        raise InputError("benchmark.py starts processes of its own (--jobs): run it without a launcher")
+    require_writable(run, "--out")
+    with StopRequest(max_minutes=given.process.max_minutes, raises=True) as stop, folder_lock(run), as_a_stage():
+        stop.kept = f"what is done is in {run}; the same command continues it"
+        rows = read_rows(run / "results.csv")
+        files = feature_files(given, run)
+        names = chosen_strategies(wanted.strategies, files)
+        begin_run(run, given, files, words)
+        units = [unit for unit in all_units(given, names) if not is_done(unit, rows, given)]
+        log(f"{len(names)} strategies, {len(wanted.seeds)} seeds; {len(units)} queries to make or to go on with")
+        for done in progress(work_off(units, words, files, wanted.jobs), description="queries", total=len(units)):
+            keys = {(row.strategy, row.classifier, row.seed, row.cycle) for row in done}
+            rows = [row for row in rows if (row.strategy, row.classifier, row.seed, row.cycle) not in keys] + done
+            results_file.write_csv(run / "results.csv", rows)
+            found = ", ".join(str(row.found) for row in done if row.seed == done[0].seed and row.cycle)
+            log(f"{done[0].strategy}, seed {done[0].seed}: found {found}; accuracy {done[-1].accuracy or 0:.2f} %")
+        log(plain_standings(standings(rows)))
+        write_report([str(run)])
+    finish([run / "results.csv", run / "table.md", run / "report.html"])
+
+
+def size_of(data: Dataset) -> float:
+    """What the protocols' numbers are multiplied by: 1, or the share of FULL_SIZE of less than half as many images."""
+    share = len(data.train_labels) / FULL_SIZE
+    return 1.0 if share >= 0.5 else share
+
+
+def protocol_data(given: SimpleNamespace, data: Dataset, seed: int) -> settings.DataSettings:
+    """The data settings with what the protocol says of split and start, where no flag says otherwise."""
+    protocol, asked = BENCHMARKS[given.comparison.protocol], given.data
+    size, classes = size_of(data), asked.target_classes
+    if classes is None and protocol.share:
+        classes = tuple(range(round(protocol.share * data.num_classes)))
+    elif classes is None and protocol.sets and data.num_classes == 10:
+        classes = protocol.sets[seed % len(protocol.sets)]
+    mismatch = protocol.mismatch if asked.mismatch is None else asked.mismatch
+    initial, others = asked.initial_budget, asked.initial_others
+    if initial is None and protocol.initial is None:
+        targets = np.isin(data.train_labels, class_numbers(classes, data.class_names)).sum()
+        initial = max(len(classes), round((0.01 if data.num_classes < 100 else 0.08) * targets))
+    elif initial is None and protocol.with_others:
+        known = round(protocol.initial * size)
+        initial, others = round(known * (1 - mismatch)), round(known * mismatch) if others is None else others
+    elif initial is None and size == 1:
+        initial = protocol.initial
+    split = {"split_seed": seed, "target_classes": classes, "mismatch": mismatch}
+    return dataclasses.replace(asked, **split, initial_budget=initial, initial_others=others)
+
+
+def feature_files(given: SimpleNamespace, run: Path) -> dict[str, Path]:
+    """Files of the features, by name; what no flag names is made by the checkpoints that are there.
+
+    Features of all train, and penultimate ones of all test images are kept in the run's folder.
+
+    Raises:
+        InputError: The linear classifier has no features, or see given_features.
+    """
+    query = given.query
+    named = {"penultimate": query.features, "semantic": query.semantic_features}
+    named |= {"distinctive": query.distinctive_features}
+    files = {name: Path(file).expanduser() for name, file in named.items() if file}
+    paths = {}
+    for name in named.keys() - files.keys():
+        try:
+            paths |= checkpoint_paths(query, [name], {})
+        except InputError:  # whoever needs it is left out, or refused by name
+            continue
+    if paths:
+        files |= made_features(paths, given, run)
+    if given.comparison.classifier == "linear" and "penultimate" not in files:
+        raise InputError(
+            "--classifier linear trains on features of train and test images: name a file of them with --features or "
+            "the semantic encoder with --load_semantic_path, or take --classifier scratch"
+        )
+    return files
+
+
+def made_features(paths: dict[str, Path], given: SimpleNamespace, run: Path) -> dict[str, Path]:
+    """Features of all images, written by the encoders; those that are there already are kept."""
+    given = SimpleNamespace(**vars(given), annotation=settings.AnnotationSettings())
+    with session(given.process, precision=given.encoder.precision, on_stop="raise", alone=True) as current:
+        data = read_data(given.data)
+        encoder = given.encoder.resolved(image_size=given.data.image_size, precision=current.precision.name)
+        images = np.concatenate([data.train_images, data.test_images])
+        extractions = {name: extraction_of(name, given, data, current) for name in paths}
+        digests = {"split_digest": None, "images_digest": None}  # one encoder serves the splits of all seeds
+        encoders = load_encoders(paths, extractions, encoder, digests, given, data, current.device)
+        sources = sources_of(paths, {}, images, np.arange(len(images)))
+        options = {"sources": sources, "folder": run / "features", "device": current.device}
+        feature_banks(encoders, images, np.arange(len(images)), extractions, **options)
+    return {name: run / "features" / f"{name}.npy" for name in paths}
+
+
+def read_data(asked: settings.DataSettings) -> Dataset:
+    return load_dataset(asked.dataset, asked.data_path, image_size=asked.image_size, cache_dir=asked.cache_dir)
+
+
+def chosen_strategies(asked: Sequence[str], files: dict[str, Path]) -> list[str]:
+    """The strategies by name, all of them spelled out; raises InputError for one whose features are not there."""
+    served = [name for name, entry in STRATEGIES.items() if set(entry.needs) <= files.keys()]
+    if "all" in asked and (left := [name for name in STRATEGIES if name not in served]):
+        log(f"all: without {', '.join(left)}, for which there are no features or encoders")
+    names = [name for text in asked for name in ([*served, CEILING] if text == "all" else [text])]
+    for name in names:
+        if name != CEILING and (lacking := set(find_strategy(name).needs) - files.keys()):
+            raise InputError(
+                f"--strategies {name} needs {' and '.join(sorted(lacking))} features: give a file or encoder"
+            )
+    return list(dict.fromkeys(names))
+
+
+def begin_run(run: Path, given: SimpleNamespace, files: dict[str, Path], words: Sequence[str]) -> None:
+    """Writes benchmark.json, or compares it; raises InputError where the run was made with other settings."""
+    groups = (given.comparison, given.query, given.classifier, given.crop, given.process)
+    record = settings.identity(*groups) | settings.as_record(given.data)
+    record = {name: value for name, value in record.items() if name not in PLACES}
+    record["cycles"], record["feature_digests"] = cycles_of(given), {n: file_digest(p) for n, p in files.items()}
+    path, shown = run / "benchmark.json", {name: str(value) for name, value in files.items()}
+    if path.is_file():
+        before = read_json(path, limit=SMALL_JSON).get("settings")
+        if not isinstance(before, dict):
+            raise InputError(f"{path} is damaged; restore it, or give another --out")
+        settings.require_same(before, record, what=run, remedy="give another --out")
+    about = (
+        f"protocol {given.comparison.protocol}, {given.data.dataset}; features: {', '.join(sorted(shown)) or 'none'}"
+    )
+    command = shlex.join(["python", "benchmark.py", *words])
+    write_json(path, {"format_version": 1, "settings": record, "about": about, "command": command})
+
+
+def cycles_of(given: SimpleNamespace) -> int:
+    return given.query.cycles or BENCHMARKS[given.comparison.protocol].cycles
+
+
+def all_units(given: SimpleNamespace, names: Sequence[str]) -> Iterator[Unit]:
+    """Seed by seed, so that a process seldom changes its split."""
+    seeds = given.comparison.seeds
+    if given.comparison.vary == "training":
+        if given.comparison.classifier == "linear":
+            raise InputError("--vary training varies nothing where --classifier linear, which has no seed, is trained")
+        yield from (Unit(name, given.data.split_seed, tuple(seeds)) for name in names)
+    else:
+        yield from (Unit(name, seed, (seed,)) for seed in dict.fromkeys(seeds) for name in names)
+
+
+def is_done(unit: Unit, rows: Sequence[ComparisonRow], given: SimpleNamespace) -> bool:
+    """Whether all of a unit's rows are there, with their accuracies."""
+    name, wanted = strategy_name(unit.strategy), given.comparison
+    for seed in unit.classifiers:
+        own = [row for row in rows if (row.strategy, row.classifier, row.seed) == (name, wanted.classifier, seed)]
+        if not own or any(row.accuracy is None and is_measured(row.cycle, given) for row in own):
+            return False
+        last = max(row.cycle for row in own)
+        if last < cycles_of(given):  # the pool may have ended before the cycles did
+            path = index_path(query_folder(given, unit), last)
+            if not path.is_file() or read_index_file(path).metrics.get("pool") != 0:
+                return False
+    return True
+
+
+def is_measured(cycle: int, given: SimpleNamespace) -> bool:
+    return given.comparison.measured is None or cycle in given.comparison.measured
+
+
+def work_off(
+    units: Sequence[Unit], words: Sequence[str], files: dict[str, Path], jobs: int
+) -> Iterator[list[ComparisonRow]]:
+    """The units' rows as they come, from so many processes."""
+    if jobs == 1:
+        yield from (run_unit(words, files, unit) for unit in units)
+        return
+    cores = max(1, (multiprocessing.cpu_count()) // jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=prepare, initargs=(cores,)) as pool:
+        try:
+            for future in as_completed([pool.submit(run_unit, words, files, unit) for unit in units]):
+                yield future.result()
+        except BrokenProcessPool:
+            raise InputError("a process was killed, perhaps for want of memory: take fewer --jobs") from None
+        finally:
+            for child in multiprocessing.active_children():
+                child.terminate()
+
+
+def prepare(cores: int) -> None:
+    """Sets a process up: Ctrl-C is the first one's to take, which ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_quiet(True)
+    torch.set_num_threads(cores)
+    threadpool_limits(cores)
+
+
+def run_unit(words: Sequence[str], files: dict[str, Path], unit: Unit) -> list[ComparisonRow]:
+    """Makes a unit's queries, as far as their index files are not there, trains its classifiers, and returns its rows."""
+    given = build_parser().parse(words)
+    world = world_of(tuple(words), tuple(files.items()), unit.seed)
+    found = queries(unit, world, given, files)
+    rows = []
+    for seed in unit.classifiers:
+        measured = [file.cycle for file in found if is_measured(file.cycle, given)]
+        train = linear_accuracies if given.comparison.classifier == "linear" else scratch_accuracies
+        accuracies = train(unit, seed, [found[number] for number in measured], world, given)
+        rows += rows_of(unit, seed, found, dict(zip(measured, accuracies)), world, given)
+    return rows
+
+
+@functools.lru_cache(1)
+def world_of(words: tuple[str, ...], files: tuple[tuple[str, Path], ...], seed: int) -> World:
+    """What all strategies of a seed see; raises InputError where the protocol does not fit the data."""
+    given = build_parser().parse(list(words))
+    asked = protocol_data(given, read_data(given.data), seed)
+    data, split = load_data_and_split(asked)
+    if not data.has_oracle:
+        raise InputError(f"{asked.data_path}/unlabeled has no labels: there is no query to simulate")
+    indices, sizes = np.sort(split.contrast()), {"train": len(data.train_labels), "test": len(data.test_labels)}
+    banks = {name: given_features(path, indices, **sizes) for name, path in files}
+    table, penultimate = None, dict(files).get("penultimate")
+    if given.comparison.classifier == "linear":
+        rows = MappedFeatures(penultimate).shape[0]
+        if rows != sum(sizes.values()):
+            raise InputError(
+                f"{penultimate} has {rows} rows; --classifier linear needs {sum(sizes.values())}: all train images, then "
+                "all test images"
+            )
+        values = MappedFeatures(penultimate)[:].flatten(1).float().numpy()
+        table = z_scores(values, values[indices])
+    share = BENCHMARKS[given.comparison.protocol].budget * size_of(data) / len(split.target_classes)
+    budget = given.query.queries_per_class or max(1, round(share))
+    return World(asked, data, split, banks, table, budget)
+
+
+def query_folder(given: SimpleNamespace, unit: Unit) -> Path:
+    return Path(given.comparison.out) / "queries" / strategy_name(unit.strategy) / f"seed_{unit.seed}"
+
+
+def queries(unit: Unit, world: World, given: SimpleNamespace, files: dict[str, Path]) -> list[IndexFile]:
+    """The index files of all cycles; the queries that are there are not made again."""
+    name, labels, folder = strategy_name(unit.strategy), world.data.train_labels, query_folder(given, unit)
+    entry = ceiling(labels, world.split) if unit.strategy == CEILING else find_strategy(unit.strategy)
+    check_budget(world.split, labels, world.budget, entry.needs)
+    options = {"k": given.query.k, "t": given.query.t, "seed": unit.seed}
+    loop = QueryLoop({need: world.banks[need] for need in entry.needs}, world.split, labels, entry, **options)
+    digests = {need: file_digest(files[need]) for need in entry.needs}
+    record = {"strategy": name, **options, "queries_per_class": world.budget, "feature_digests": digests}
+    content, found = functools.partial(index_file, world.data, strategy=name, settings=record), []
+    while (path := index_path(folder, len(found))).is_file():
+        found.append(read_index_file(path, split_digest=world.split.digest, n_images=len(labels)))
+        settings.require_same(found[-1].settings, record, what=path, remedy="give another --out")
+        if found[-1].cycle:
+            loop.take(np.array(found[-1].queried))
+    if not found:
+        found.append(content(loop.split))
+        begin(folder, found[0])
+    while len(found) <= cycles_of(given) and len(loop.split.unlabeled):
+        cycle = loop.answer(loop.query(len(found), world.budget))
+        found.append(content(cycle.split, cycle=cycle))
+        write_index_file(folder, found[-1])
+    return found
+
+
+def ceiling(labels: np.ndarray, split: Split) -> Strategy:
+    """An oracle that queries targets at random, then what is left: it reads the labels, which no strategy may."""
+
+    def utilities(inputs: QueryInputs) -> torch.Tensor:
+        order = inputs.rng.permutation(len(inputs.pool))
+        others = ~np.isin(labels[inputs.pool[order]], split.target_classes)
+        return dealt(order[np.argsort(others, kind="stable")], inputs)
+
+    return Strategy(utilities, needs=(), by_class=False)
+
+
+Accuracy = tuple[float, float, float]  # and balanced accuracy, in percent, and seconds of training
+
+
+def linear_accuracies(
+    unit: Unit, seed: int, files: Sequence[IndexFile], world: World, given: SimpleNamespace
+) -> list[Accuracy]:
+    """Of evals.strategies.linear's model on the frozen features of all labeled images; it has no seed."""
+    split, data, accuracies = world.split, world.data, []
+    test = world.table[len(data.train_labels) + split.test], split.class_numbers(data.test_labels[split.test])
+    for file in files:
+        start, labeled = time.perf_counter(), np.array(file.labeled)
+        predicted = fit(world.table[labeled], split.class_numbers(data.train_labels[labeled])).predict(test[0])
+        seconds = round(time.perf_counter() - start, 3)
+        values = (predicted == test[1]).mean(), balanced_accuracy_score(test[1], predicted)
+        accuracies.append((*(100 * float(value) for value in values), seconds))
+    return accuracies
+
+
+def scratch_accuracies(
+    unit: Unit, seed: int, files: Sequence[IndexFile], world: World, given: SimpleNamespace
+) -> list[Accuracy]:
+    """Of the protocol's network, by the classifier's own command, which keeps what is done."""
+    name, index_dir = strategy_name(unit.strategy), query_folder(given, unit)
+    out = Path(given.comparison.out) / "classifiers" / name / f"seed_{unit.seed}"
+    recipe = given.classifier.recipe or BENCHMARKS[given.comparison.protocol].recipe
+    recipe = dataclasses.replace(given.classifier, recipe=recipe)
+    process = dataclasses.replace(given.process, seed=seed, quiet=True, max_minutes=None)
+    accuracies = []
+    for file in files:
+        place = ["--index_dir", str(index_dir), "--out_path", str(out), "--strategy", unit.strategy]
+        place += ["--number", str(file.cycle), "--cycles", str(file.cycle), "--runs", "1"]
+        train_classifiers([*as_flags(world.settings, recipe, process), *place])
+        rows = [
+            row for row in results_file.read_rows(out / "results.csv") if (row.cycle, row.seed) == (file.cycle, seed)
+        ]
+        accuracies.append((rows[-1].accuracy, rows[-1].balanced_accuracy, rows[-1].seconds))
+    return accuracies
+
+
+def rows_of(
+    unit: Unit,
+    seed: int,
+    files: Sequence[IndexFile],
+    accuracies: dict[int, Accuracy],
+    world: World,
+    given: SimpleNamespace,
+) -> list[ComparisonRow]:
+    """What is written of a seed's cycles."""
+    start, labels = len(world.split.labeled), world.data.train_labels[world.split.unlabeled]
+    counted = start if BENCHMARKS[given.comparison.protocol].start_counts else 0
+    targets = counted + int(np.isin(labels, world.split.target_classes).sum())
+    return [
+        ComparisonRow(
+            strategy=strategy_name(unit.strategy),
+            seed=seed,
+            classifier=given.comparison.classifier,
+            cycle=file.cycle,
+            asked=len(file.queried),
+            found=file.metrics.get("found", 0),
+            labeled=len(file.labeled),
+            precision=file.metrics.get("precision"),
+            recall=100 * (counted + len(file.labeled) - start) / targets,
+            **dict(zip(("accuracy", "balanced_accuracy", "training_seconds"), accuracies.get(file.cycle, [None] * 3))),
+            query_seconds=file.seconds,
+        )
+        for file in files
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
