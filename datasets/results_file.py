@@ -1,4 +1,4 @@
-"""results.csv: one row per trained classifier, and mean and deviation over seeds."""
+"""results.csv: one row per trained classifier, and mean and deviation over seeds; reading of such tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from common.files import atomic_write, read_regular
 from common.settings import ClassifierSettings, identity_names
@@ -50,18 +50,21 @@ class Row:
     class_accuracies: str = ""  # those, in the order of the outputs, and - for a class without images to measure
     rejection: float | None = None  # percent of other images below the threshold that 95 % of the targets pass
 
+    # From the lowest to the highest value of the columns that hold numbers.
+    bounds: ClassVar[dict[str, tuple[float, float]]] = {
+        "mismatch": (0, 1),
+        **dict.fromkeys(("accuracy", "best_epoch_accuracy", "balanced_accuracy", "rejection"), (0, 100)),
+        **dict.fromkeys(("epochs", "batch_size", "labeled"), (1, math.inf)),
+        **dict.fromkeys(("cycle", "seed", "lr", "seconds"), (0, math.inf)),
+    }
 
+    def __post_init__(self) -> None:
+        if not all(value is None or 0 <= value <= 100 for value in class_accuracies(self)):
+            raise ValueError(f"class_accuracies must lie in 0 .. 100, got {self.class_accuracies}")
+
+
+AnyRow = TypeVar("AnyRow")
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
-REQUIRED = sum(field.default is dataclasses.MISSING for field in dataclasses.fields(Row))
-PARSERS: dict[str, Any] = {
-    name: (lambda text: float(text) if text else None) if kind == float | None else kind
-    for name, kind in typing.get_type_hints(Row).items()
-}
-# From the lowest to the highest value of the columns that hold numbers.
-PERCENT = ("accuracy", "best_epoch_accuracy", "balanced_accuracy", "rejection")
-BOUNDS = dict.fromkeys(PERCENT, (0, 100)) | {"mismatch": (0, 1)}
-BOUNDS |= dict.fromkeys(("epochs", "batch_size", "labeled"), (1, math.inf))
-BOUNDS |= dict.fromkeys(("cycle", "seed", "lr", "seconds"), (0, math.inf))
 # Rows that differ in none of these, nor in their images, are seeds of one mean.
 SETTINGS = ("dataset", "mismatch", *identity_names(ClassifierSettings), "other", "init_digest")
 
@@ -71,36 +74,42 @@ def find_row(rows: Sequence[Row], identity: dict[str, Any]) -> Row | None:
     return next((row for row in rows if all(getattr(row, key) == value for key, value in identity.items())), None)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Reads results.csv, of which a missing one has no rows; raises InputError where it is damaged."""
+def read_rows(path: Path, kind: type[AnyRow] = Row) -> list[AnyRow]:
+    """Reads a table of such dataclass objects, of which a missing file has none; InputError where it is damaged.
+
+    The class has ``bounds`` of its numbers, and fields with defaults may be missing from the file.
+    """
     if not path.exists():
         return []
-    content = read_regular(path)
+    content, fields = read_regular(path), dataclasses.fields(kind)
+    columns = tuple(field.name for field in fields)
+    required = sum(field.default is dataclasses.MISSING for field in fields)
+    parsers = {
+        name: (lambda text: float(text) if text else None) if parser == float | None else parser
+        for name, parser in typing.get_type_hints(kind).items()
+    }
     try:
         text = content.decode("utf-8-sig")
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
         names = tuple(lines[0]) if lines else ()
-        if len(names) < REQUIRED or names != COLUMNS[: len(names)] or not text.endswith("\n"):
-            raise ValueError(f"the first line must be {','.join(COLUMNS)} and the last one complete")
-        return [_parse_row(names, line, number) for number, line in enumerate(lines[1:], start=2)]
+        if len(names) < required or names != columns[: len(names)] or not text.endswith("\n"):
+            raise ValueError(f"the first line must be {','.join(columns)} and the last one complete")
+        return [_parse_row(kind, parsers, names, line, number) for number, line in enumerate(lines[1:], start=2)]
     except (ValueError, csv.Error) as error:  # a decoding error is a ValueError
         raise InputError(f"{path} is damaged ({error}); repair it or move it away") from None
 
 
-def _parse_row(names: Sequence[str], line: list[str], number: int) -> Row:
+def _parse_row(kind: type[AnyRow], parsers: dict, names: Sequence[str], line: list[str], number: int) -> AnyRow:
     if len(line) != len(names):
         raise ValueError(f"row {number} has {len(line)} columns, not {len(names)}")
     try:
-        row = Row(**{name: PARSERS[name](text) for name, text in zip(names, line)})
-        by_class = class_accuracies(row)
+        row = kind(**{name: parsers[name](text) for name, text in zip(names, line)})
     except ValueError as error:
         raise ValueError(f"row {number}: {error}") from None
-    for name, (low, high) in BOUNDS.items():
+    for name, (low, high) in kind.bounds.items():
         value = getattr(row, name)
         if value is not None and not (low <= value <= high and value < math.inf):
             raise ValueError(f"row {number}: {name} must be a finite number from {low} to {high}, got {value}")
-    if not all(value is None or 0 <= value <= 100 for value in by_class):
-        raise ValueError(f"row {number}: class_accuracies must lie in 0 .. 100, got {row.class_accuracies}")
     return row
 
 
