@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import warnings
@@ -52,6 +53,8 @@ class Curve:
     points: Sequence[tuple[float, ...]]
     color: str | None = None
     dashed: bool = False
+    marker: str | None = None  # by default a circle, and a square where it is dashed
+    faint: bool = False  # thin, behind the others
 
 
 @dataclass(frozen=True)
@@ -126,9 +129,16 @@ def inline_svg(text: str, *, prefix: str) -> str:
 
 
 def draw_curves(
-    axes: Axes, curves: Sequence[Curve], *, xlabel: str, ylabel: str, percent: bool = False, whole: bool = False
+    axes: Axes,
+    curves: Sequence[Curve],
+    *,
+    xlabel: str,
+    ylabel: str,
+    percent: bool = False,
+    whole: bool = False,
+    bands: bool = False,
 ) -> None:
-    """Draws lines with markers, and error bars where there are deviations; a curve without points is left out.
+    """Draws lines with markers, and error bars or bands where there are deviations; no curve without points.
 
     With ``percent`` the vertical axis runs from 0 to 100 %; with ``whole`` horizontal ticks are whole numbers.
     """
@@ -138,15 +148,60 @@ def draw_curves(
     for number, curve in enumerate(curves):
         x, y, *deviations = zip(*curve.points, strict=True)
         yerr = [np.nan if value is None else value for value in deviations[0]] if deviations else None
-        marker = "" if max(len(curve.points) for curve in curves) > 30 else "s" if curve.dashed else "o"
+        marker = curve.marker if curve.marker is not None else "s" if curve.dashed else "o"
+        marker = "" if curve.faint or max(len(curve.points) for curve in curves) > 30 else marker
         look = {"marker": marker, "linestyle": "--" if curve.dashed else "-", "capsize": 3}
+        look |= {"linewidth": 0.7, "zorder": 1} if curve.faint else {}
         color = curve.color or PALETTE[number % len(PALETTE)]
-        axes.errorbar(x, y, yerr, color=color, label=series_label(curve.name) or None, **look)
+        if bands and yerr:
+            spread = np.nan_to_num(yerr) * (not curve.faint)
+            axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.15, linewidth=0)
+            yerr = None
+        axes.errorbar(x, y, yerr, color=color, label=None if curve.faint else series_label(curve.name) or None, **look)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if percent:
         axes.set_ylim(0, 104)
     if whole:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def draw_dots(axes: Axes, dots: Sequence[Curve], *, xlabel: str, ylabel: str) -> None:
+    """Draws curves of one point (x, y, its deviations or None), with error bars both ways and a name beside each.
+
+    Names stand as near as they can without covering dots, other names and, if possible, error bars; the first come
+    first.
+    """
+    from matplotlib.transforms import Bbox
+
+    for dot in dots:
+        [(x, y, xerr, yerr)] = dot.points
+        look = {"color": dot.color, "marker": dot.marker or "o", "elinewidth": 0.6 if dot.faint else 1, "capsize": 2}
+        axes.errorbar(x, y, xerr=xerr, yerr=yerr, **look, zorder=2 if dot.faint else 3)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.margins(0.15, 0.1)
+    axes.figure.draw_without_rendering()  # from here on it is known where the points are
+    spots = np.array([dot.points[0][:2] for dot in dots])
+    reach = np.array([[error or 0 for error in dot.points[0][2:]] for dot in dots])
+    ends = [axes.transData.transform(ends) * 72 / axes.figure.dpi for ends in (spots - reach, spots, spots + reach)]
+    taken, bars = [], []  # boxes in points
+    for low, middle, high in zip(*ends):
+        taken.append(Bbox([middle - 5, middle + 5]))
+        bars += [Bbox([(low[0], middle[1]), (high[0], middle[1])]), Bbox([(middle[0], low[1]), (middle[0], high[1])])]
+    frame = axes.bbox.get_points() * 72 / axes.figure.dpi
+    for dot, spot in zip(dots, ends[1]):
+        points, name, found = 7 if dot.faint else 9, series_label(dot.name), []
+        size = np.array([0.3 * len(name), 0.6]) * points  # half of what it takes, about
+        for distance, angle in itertools.product((9, 13, 20, 30, 42, 56, 72), np.arange(16) * np.pi / 8):
+            shift = (size + distance - 2) * [np.cos(angle), np.sin(angle)]
+            own = Bbox([spot + shift - size, spot + shift + size])
+            hidden = own.count_overlaps(taken) + (own.min < frame[0]).any() + (own.max > frame[1]).any()
+            found.append((100 * hidden + 8 * own.count_overlaps(bars) + distance, len(found), shift, own))
+        *_, shift, own = min(found)
+        taken.append(own)
+        line = {"arrowstyle": "-", "color": dot.color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+        look = {"color": dot.color, "fontsize": points, "ha": "center", "va": "center", "arrowprops": line}
+        text = axes.annotate(name, dot.points[0][:2], shift, textcoords="offset points", **look)
+        text.set_in_layout(False)
 
 
 def histogram_draws(groups: Mapping[str, np.ndarray], *, xlabel: str, borders: Mapping | None = None) -> list[Draw]:

@@ -1,5 +1,7 @@
 """Makes one self-contained HTML page of finished runs: what queries found and why, accuracy, training and settings.
 
+Of a benchmark's folder: its strategies side by side.
+
 Usage: python -m evals.report RUN_DIR [RUN_DIR ...] [--out FILE.html]
 """
 
@@ -44,8 +46,9 @@ if __name__ == "__main__":
 from common.console import log
 from common.files import atomic_write, require_writable
 from common.session import run_command
-from evals.report.page import page_html
-from evals.report.runs import Run, find_runs, read_pool
+from evals.report import comparison
+from evals.report.page import Section, page_html
+from evals.report.runs import RESULTS_FILE, Run, find_runs, read_pool
 from evals.report.sections import headlines, make_sections
 from utils import InputError
 
@@ -61,9 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = build_parser().parse(argv).report
     start, folders = time.perf_counter(), [Path(folder) for folder in given.runs]
     page = page_path(given.out, folders)
-    runs = find_runs(folders)
-    figures = write_report(page, runs)
-    log(f"report of {len(runs)} run(s) in {time.perf_counter() - start:.1f} s: {page}\nfigures {figures}")
+    if any((folder / comparison.BENCHMARK).is_file() for folder in folders):
+        if len(folders) > 1:
+            raise InputError("a benchmark's page is of it alone; give its folder and no other")
+        figures = write_comparison(page, folders[0])
+    else:
+        figures = write_report(page, find_runs(folders))
+    log(f"report of {len(folders)} run(s) in {time.perf_counter() - start:.1f} s: {page}\nfigures {figures}")
 
 
 def page_path(out: str | None, folders: Sequence[Path]) -> Path:
@@ -83,9 +90,34 @@ def write_report(page: Path, runs: Sequence[Run]) -> Path:
     lead = f"{len(runs)} runs side by side; " if len(runs) > 1 else ""
     lead += "contrastive coding for active learning under class distribution mismatch"
     text = page_html(f"CCAL report: {', '.join(run.name for run in runs)}", lead, sections, first=headlines(runs))
+    return write_files({page: text}, sections)
+
+
+def write_comparison(page: Path, folder: Path) -> Path:
+    """Writes a benchmark's page, the figures, and its tables as table.md beside it; see write_report."""
+    content, rows = comparison.read_benchmark(folder), comparison.read_rows(folder / RESULTS_FILE)
+    if not rows:
+        raise InputError(f"{folder / RESULTS_FILE} has no rows yet; make them with {content['command']}")
+    title, about, command = f"Benchmark: {folder.resolve().name}", content["about"], content["command"]
+    given = {name.replace("_", " "): value for name, value in content["settings"].items() if value is not None}
+    words = [f"{name} {', '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in given.items()]
+    found = comparison.standings(rows)
+    sections = comparison.make_sections(found, command)
+    text = f"# {title}\n\n{about}\n\n"
+    for classifier, own in comparison.by_classifier(found).items():
+        log(f"classifier {classifier}:\n{comparison.text_table(own)}")
+        text += f"Classifier {classifier}:\n\n{comparison.markdown_table(own)}\n"
+    text += f"{comparison.WORDS}\n\n```\n{command}\n```\n"
+    files = {page.with_name("table.md"): text, page: page_html(title, "; ".join(words), sections, first=[about])}
+    return write_files(files, sections)
+
+
+def write_files(texts: dict[Path, str], sections: Sequence[Section]) -> Path:
+    """Writes the sections' figures into the folder that is returned, then the texts, of which the last is the page."""
+    page = [*texts][-1]
     figures = page.with_name(f"{page.stem}_figures")
     files = {figures / name: content for section in sections for name, content in section.pictures.items()}
-    for path, content in {**files, page: text.encode()}.items():
+    for path, content in {**files, **{path: text.encode() for path, text in texts.items()}}.items():
         with atomic_write(path) as file:
             file.write(content)
     return figures

@@ -18,7 +18,20 @@ from common.plots import Panel
 TEMPLATES = Path(__file__).parent / "templates"
 LONG = 40  # characters of a table's cell, beyond which its lines are broken
 MOSAIC = 64  # pixels of an image in a row of images, about
-Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A number as text, in an element of HTML: b, u, or "" where it is nothing special."""
+
+    text: str
+    element: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Cell = str | int | float | Marked | None
 
 
 @dataclass(frozen=True)
@@ -109,13 +122,17 @@ def shown(value: Cell) -> str:
 def table_html(table: Table, *, summary: str = "") -> str:
     """A table that scrolls within itself where the page is narrow; one with a summary opens with a click."""
     columns = [[row[place] for row in table.rows] for place in range(len(table.heading))]
-    marks = [' class="number"' if any(isinstance(v, (int, float)) for v in column) else "" for column in columns]
+    marks = [
+        ' class="number"' if any(isinstance(v, (int, float, Marked)) for v in column) else "" for column in columns
+    ]
     head = "".join(f"<th{mark}>{escape(text)}</th>" for mark, text in zip(marks, table.heading, strict=True))
     body = ""
     for row in table.rows:
         cells = [(shown(cell), mark) for cell, mark in zip(row, marks, strict=True)]
-        cells = [(text, ' class="long"' if len(text) > LONG else mark) for text, mark in cells]
-        body += f"<tr>{''.join(f'<td{mark}>{escape(text)}</td>' for text, mark in cells)}</tr>"
+        cells = [(escape(text), ' class="long"' if len(text) > LONG else mark) for text, mark in cells]
+        tags = [cell.element if isinstance(cell, Marked) else "" for cell in row]
+        cells = [(f"<{tag}>{text}</{tag}>" if tag else text, mark) for tag, (text, mark) in zip(tags, cells)]
+        body += f"<tr>{''.join(f'<td{mark}>{text}</td>' for text, mark in cells)}</tr>"
     content = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     content = f'<div class="scroll" tabindex="0">{content}</div>'
     return f"<details><summary>{escape(summary)}</summary>{content}</details>" if summary else content
