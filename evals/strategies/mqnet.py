@@ -4,6 +4,7 @@ NeurIPS 2022)."""
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import torch
@@ -14,21 +15,22 @@ from evals.query import QueryInputs, best_first, dealt
 from evals.scores import Neighbours, add_labeled
 from evals.strategies.linear import classifier, features
 
-UNITS, EPOCHS, BATCH, RATE, MARGIN = 64, 100, 32, 1e-3, 1.0
+UNITS, EPOCHS, STEPS, BATCH, RATE, MARGIN = 64, 100, 100, 32, 1e-3, 1.0
 
 
 def mqnet(inputs: QueryInputs) -> Tensor:
-    """The net's value of (purity, informativeness); before the first answers, their sum.
+    """The net's value of (purity, informativeness); before the first answers, exp(z) of purity + informativeness as is.
 
     Purity is the largest cosine of the distinctive (CSI) encoder's projection, without shift, to a labeled image's.
-    Informativeness is 1 - max p. Both are standardised over the pool.
+    Informativeness is 1 - max p. The net takes exp(z) of both, z being standardised over the images that it is given:
+    the pool, and in training the latest query. This is the authors' code (kaist-dmlab/MQNet, mode CONF).
 
-    The paper's classifier is a network, and the net goes on from cycle to cycle; ours are the linear model on frozen
-    features, and a net that is trained anew on the latest answers, with the scores they had when they were queried.
+    The paper's classifier is a network, and its CSI encoder is trained on the query's own pool; ours are the linear
+    model on frozen features and the encoder that is given.
     """
     values, _ = meta_inputs(inputs)
     if not inputs.history:
-        return dealt(best_first(inputs, values.sum(1)), inputs)
+        return dealt(best_first(inputs, exp_standardised(values[:, 0]) + values[:, 1]), inputs)
     queried, found = inputs.history[-1]
     known, others = len(inputs.labeled) - found, len(inputs.set_aside) - (queried - found)
     before = dataclasses.replace(
@@ -41,18 +43,23 @@ def mqnet(inputs: QueryInputs) -> Tensor:
     values_then, logits = meta_inputs(before)
     loss = np.zeros(queried)  # of the classifier for known images, 0 for others
     loss[:found] = -log_softmax(logits[:found], axis=1)[np.arange(found), inputs.labeled_classes[known:]]
-    weights = trained(values_then[:queried], loss, inputs.rng)
-    return dealt(best_first(inputs, net(torch.from_numpy(values).float(), *weights).numpy()), inputs)
+    weights = trained(exp_standardised(values_then[:queried]), loss, inputs.rng)
+    output = net(torch.from_numpy(exp_standardised(values)).float(), *weights)
+    return dealt(best_first(inputs, output.numpy()), inputs)
 
 
 def meta_inputs(inputs: QueryInputs) -> tuple[np.ndarray, np.ndarray]:
-    """Purity and informativeness of the pool, standardised, (U, 2), and the classifier's logits, (U, C)."""
+    """Purity and informativeness of the pool, (U, 2), and the classifier's logits, (U, C)."""
     bank, nearest = inputs.banks["distinctive"], Neighbours(len(inputs.pool), 1, keep=1)
     add_labeled(bank.of(inputs.pool)[:, :1], [nearest], [bank.of(inputs.labeled)[:, :1].cpu()])
     logits = classifier(features(inputs), inputs)
-    values = np.stack([nearest.similarity[:, 0, 0].numpy(), 1 - softmax(logits, axis=1).max(1)], axis=1)
+    return np.stack([nearest.similarity[:, 0, 0].numpy(), 1 - softmax(logits, axis=1).max(1)], axis=1), logits
+
+
+def exp_standardised(values: np.ndarray) -> np.ndarray:
+    """exp((v - mean) / deviation), by column, (n, ...); 1 where nothing varies."""
     deviation = values.std(0)
-    return (values - values.mean(0)) / np.where(deviation > 1e-9, deviation, np.inf), logits
+    return np.exp((values - values.mean(0)) / np.where(deviation > 1e-9, deviation, np.inf))
 
 
 def net(values: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
@@ -68,14 +75,18 @@ def ranking_loss(output: Tensor, loss: Tensor) -> Tensor:
 
 
 def trained(values: np.ndarray, loss: np.ndarray, rng: np.random.Generator) -> list[Tensor]:
-    """Weights with which the net ranks images, (n, 2), as their losses do, (n,); at first W ~ U(0, 1) and b = 0."""
-    initial = rng.random((2, UNITS)), np.zeros(UNITS), rng.random(UNITS), np.zeros(())
+    """Weights with which the net ranks images, (n, 2), as their losses do, (n,); at first all are drawn from U(0, 1).
+
+    An epoch is as many passes over the images as make 100 steps.
+    """
+    initial = [rng.random(shape) for shape in ((2, UNITS), UNITS, UNITS, ())]
     weights = [torch.tensor(part, dtype=torch.float32, requires_grad=True) for part in initial]
     optimizer = torch.optim.SGD(weights, lr=RATE)
     values, loss = torch.from_numpy(values).float(), torch.from_numpy(loss).float()
+    passes = math.ceil(STEPS / math.ceil(len(values) / BATCH))
     with torch.enable_grad():
-        for epoch in range(EPOCHS):
-            optimizer.param_groups[0]["lr"] = RATE if epoch < EPOCHS // 2 else 0.1 * RATE
+        for number in range(EPOCHS * passes):
+            optimizer.param_groups[0]["lr"] = RATE if number < EPOCHS // 2 * passes else 0.1 * RATE
             for batch in torch.from_numpy(rng.permutation(len(values))).split(BATCH):
                 if len(batch) > 1:
                     optimizer.zero_grad()

@@ -20,6 +20,7 @@ ENTRIES = [*(rival.__name__ for rival in RIVALS), "mqnet", "posterior", "random"
 @pytest.fixture(autouse=True)
 def short_training(monkeypatch):
     monkeypatch.setattr(sys.modules["evals.strategies.posterior"], "STEPS", 2)
+    monkeypatch.setattr(sys.modules["evals.strategies.mqnet"], "STEPS", 1)
 
 
 class Sealed:
