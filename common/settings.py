@@ -22,6 +22,7 @@ IMAGENET_STEM_FROM = 128  # pixels; from there on its last stage sees 4x4 positi
 SHIFTS = ("none", "rotation", "cutperm")
 STRATEGIES = ("ccal", "semantic", "distinctive", "posterior", "random", "entropy", "margin", "confidence", "certainty")
 STRATEGIES += ("coreset", "coreset_others", "badge", "typiclust", "neat", "mahalanobis", "lfosa", "eaoa", "mqnet")
+RECIPES = ("proper", "original", "lfosa", "mqnet")
 
 option = functools.partial(setting, identity=False)  # a setting that changes no result
 seed_number = number(int, 0, 2**63 - 1)
@@ -186,12 +187,12 @@ class ClassifierSettings:
     """The classifier."""
 
     title: ClassVar[str] = "classifier"
-    recipe: str = setting(
-        "proper", "original: as published, with its frozen BatchNorm, order and flips", choices=("proper", "original")
+    recipe: str = setting("proper", "original: with the published slips; lfosa, mqnet: as these train", choices=RECIPES)
+    epochs: int | None = setting(
+        None, "passes over the labeled images; of mqnet, 100 steps each (default: the recipe's)", kind=positive_int
     )
-    epochs: int = setting(100, "passes over the labeled images", kind=positive_int)
-    batch_size: int = setting(32, "images per step", kind=number(int, 2))
-    lr: float = setting(5e-4, "Adam's learning rate", kind=positive, metavar="RATE")
+    batch_size: int | None = setting(None, "images per step (default: the recipe's)", kind=number(int, 2))
+    lr: float | None = setting(None, "first learning rate (default: the recipe's)", kind=positive, metavar="RATE")
     # results.csv records what these three came to in columns of its own.
     other: str | None = option(
         None,

@@ -14,6 +14,7 @@ from common.console import progress
 from common.settings import ClassifierSettings
 from models.transform_layers import horizontal_flip
 from train_classifier.graphs import GraphedStep, fork_join, make_streams
+from train_classifier.recipes import PADDING, RECIPES, resolved
 from utils import Diverged, InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -47,11 +48,18 @@ class LabeledImages:
         mirrored = None if self.mirrored is None else self.mirrored[rows]
         return LabeledImages(self.images[rows], self.labels[rows], mirrored)
 
-    def batch(self, indices: Tensor, flips: Tensor) -> Tensor:
-        """Some of the images, (B,), of which those where ``flips``, (B,), is true are mirrored."""
+    def batch(self, indices: Tensor, flips: Tensor, corners: Tensor | None = None) -> Tensor:
+        """Some of the images, (B,), mirrored where ``flips``, (B,), is true, and cropped at ``corners`` if given."""
         if self.mirrored is None:
-            return horizontal_flip(self.images[indices], flips)
+            images = horizontal_flip(self.images[indices], flips)
+            return images if corners is None else crop(images, corners)
         return torch.where(flips[:, None], self.mirrored[indices], self.images[indices])
+
+
+def crop(images: Tensor, corners: Tensor) -> Tensor:
+    """Pads images, (B, 3, H, W), by PADDING and cuts H x W out of each, from row and column ``corners``, (B, 2), on."""
+    windows = nn.functional.pad(images, [PADDING] * 4).unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
+    return windows[torch.arange(len(images), device=images.device), :, corners[:, 0], corners[:, 1]]
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -97,8 +105,7 @@ def train_together(
         data: What to train on, at least 2 images.
         test: What the accuracy is measured on.
         seeds: Seed of the orders and the flips of each network.
-        settings: Recipe, epochs, batch size and learning rate. In the recipe ``original`` BatchNorm uses the statistics
-            of epoch 1 ever after, and every epoch repeats the order and the flips of epoch 1.
+        settings: Recipe, see train_classifier/recipes.py, and epochs, batch size and learning rate, if not its own.
         targets: How many of the outputs, the first ones, the accuracy looks at; None for all.
 
     Returns:
@@ -108,7 +115,11 @@ def train_together(
     Raises:
         InputError: There are too few images.
     """
-    step = make_training_step(networks, data, lr=settings.lr)
+    settings, recipe = resolved(settings), RECIPES[settings.recipe]
+    # One tensor, which SGD reads at every step: of a number, a recorded step would keep the first value.
+    rate = torch.tensor(settings.lr, device=data.labels.device)
+    step = make_training_step(networks, data, lr=rate if recipe.momentum else settings.lr, recipe=settings.recipe)
+    about = {"count": len(data.labels), "length": recipe.steps and recipe.steps * settings.batch_size}
     count = make_counting_step(networks, data.labels.device, targets=targets)
     accuracies: list[list[float]] = []
     failures: dict[int, Diverged] = {}
@@ -116,46 +127,63 @@ def train_together(
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         epochs, names = range(1, settings.epochs + 1), ", ".join(map(str, seeds))
         for epoch in progress(epochs, description=f"seed {names}", total=settings.epochs, unit="epoch"):
-            repeats = settings.recipe == "original" and epoch > 1
-            orders, flips = draw_epoch(seeds, epoch=1 if repeats else epoch, count=len(data.labels))
+            repeats = recipe.repeats and epoch > 1
+            lr = recipe.rate(epoch, lr=settings.lr, epochs=settings.epochs)
+            rate.fill_(lr)
+            draws = draw_epoch(seeds, epoch=1 if repeats else epoch, cropped=recipe.crop, **about)
             for network in networks:
                 # The network has no dropout, so eval mode freezes BatchNorm's statistics and nothing else.
                 network.train(not repeats)
-            losses = train_one_epoch(step, orders, flips, batch_size=settings.batch_size, device=data.labels.device)
-            failures = _diverged(losses, seeds=seeds, epoch=epoch, lr=settings.lr) | failures
+            losses = train_one_epoch(step, *draws, batch_size=settings.batch_size, device=data.labels.device)
+            failures = _diverged(losses, seeds=seeds, epoch=epoch, lr=lr) | failures
             if len(failures) == len(networks):
                 break
             accuracies.append(evaluate(count, networks, test))
     return [failures.get(number) or [reached[number] for reached in accuracies] for number in range(len(networks))]
 
 
-def draw_epoch(seeds: Sequence[int], *, epoch: int, count: int) -> tuple[Tensor, Tensor]:
-    """Each seed's order of the images, int64 (S, N), and whether to flip the image at each place in it, bool (S, N)."""
-    generators = [epoch_generator(seed, epoch) for seed in seeds]
-    draws = [(torch.randperm(count, generator=source), torch.rand(count, generator=source)) for source in generators]
-    return torch.stack([order for order, _ in draws]), torch.stack([draw < 0.5 for _, draw in draws])
+def draw_epoch(
+    seeds: Sequence[int], *, epoch: int, count: int, length: int | None = None, cropped: bool = False
+) -> tuple[Tensor, ...]:
+    """Each seed's order of the images, int64 (S, N), whether to flip the image at each place in it, bool (S, N), and
+    where images are ``cropped`` the corners, see crop, int64 (S, N, 2).
+
+    N is the ``count`` of the images, or the ``length`` of the order, which then has several passes or ends within one.
+    """
+    length, draws = length or count, []
+    for source in (epoch_generator(seed, epoch) for seed in seeds):
+        passes = [torch.randperm(count, generator=source) for _ in range(0, length, count)]
+        draws.append([torch.cat(passes)[:length], torch.rand(length, generator=source) < 0.5])
+        if cropped:
+            draws[-1].append(torch.randint(2 * PADDING + 1, (length, 2), generator=source))
+    return tuple(map(torch.stack, zip(*draws, strict=True)))
 
 
-def make_training_step(networks: Sequence[nn.Module], data: LabeledImages, *, lr: float) -> GraphedStep:
-    """A step of Adam for each of S networks: image numbers, int64 (S, B), and flips, bool (S, B), to losses, (S,)."""
+def make_training_step(
+    networks: Sequence[nn.Module], data: LabeledImages, *, lr: float | Tensor, recipe: str = "proper"
+) -> GraphedStep:
+    """A step of Adam, or SGD with its rate in a tensor, for S networks: draws, (S, B, ...), to losses, (S,)."""
     device = data.labels.device
-    on_gpu = device.type == "cuda"
-    # Fused: on a CPU the update of 11 M weights costs as much as the batch otherwise.
-    options = {"lr": lr, "fused": True, "capturable": on_gpu}
-    optimizers = [torch.optim.Adam(network.parameters(), **options) for network in networks]
+    on_gpu, sgd = device.type == "cuda", RECIPES[recipe].momentum > 0
+    # Fused: on a CPU the update of 11 M weights costs as much as the batch otherwise, and on a GPU SGD would ask for
+    # the value of its rate, which cannot be recorded.
+    options = {"lr": lr, "fused": True, "weight_decay": RECIPES[recipe].weight_decay}
+    options |= {"momentum": RECIPES[recipe].momentum} if sgd else {"capturable": on_gpu}
+    optimizer = torch.optim.SGD if sgd else torch.optim.Adam
+    optimizers = [optimizer(network.parameters(), **options) for network in networks]
     streams = make_streams(len(networks), device)
 
-    def step(indices: Tensor, flips: Tensor) -> Tensor:
-        seeds = zip(networks, optimizers, indices, flips)
-        return torch.stack(fork_join([functools.partial(_train_on_batch, *seed, data) for seed in seeds], streams))
+    def step(*draws: Tensor) -> Tensor:
+        seeds = zip(networks, optimizers, *draws)
+        return torch.stack(fork_join([functools.partial(_train_on_batch, data, *seed) for seed in seeds], streams))
 
     return GraphedStep(step, modules=networks, optimizers=optimizers, enabled=on_gpu)
 
 
 def _train_on_batch(
-    network: nn.Module, optimizer: torch.optim.Optimizer, indices: Tensor, flips: Tensor, data: LabeledImages
+    data: LabeledImages, network: nn.Module, optimizer: torch.optim.Optimizer, indices: Tensor, *draws: Tensor
 ) -> Tensor:
-    logits = network(normalize(data.batch(indices, flips)))
+    logits = network(normalize(data.batch(indices, *draws)))
     loss = nn.functional.cross_entropy(logits, data.labels[indices])
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -163,13 +191,11 @@ def _train_on_batch(
     return loss.detach()
 
 
-def train_one_epoch(
-    step: GraphedStep, orders: Tensor, flips: Tensor, *, batch_size: int, device: torch.device
-) -> Tensor:
-    """One pass over the images in the given orders, in the mode (train or eval) in which the networks are.
+def train_one_epoch(step: GraphedStep, *draws: Tensor, batch_size: int, device: torch.device) -> Tensor:
+    """One epoch of images in the orders that were drawn, in the mode (train or eval) in which the networks are.
 
     A last batch of a single image is left out: in train mode BatchNorm has no variance to divide by where the maps
-    have become 1x1. For ``orders`` and ``flips`` see draw_epoch.
+    have become 1x1. For ``draws`` see draw_epoch.
 
     Returns:
         Mean cross-entropy of each step's batch, per network: float64, (steps, S), on the CPU.
@@ -177,13 +203,12 @@ def train_one_epoch(
     Raises:
         InputError: No batch has two images.
     """
-    count = orders.shape[1]
+    count = draws[0].shape[1]
     starts = [start for start in range(0, count, batch_size) if min(batch_size, count - start) > 1]
     if not starts:
         raise InputError(f"training needs two images or more in a batch; got {count} images in batches of {batch_size}")
-    orders, flips = orders.to(device), flips.to(device)
-    batches = [slice(start, start + batch_size) for start in starts]
-    losses = [step(orders[:, batch], flips[:, batch]) for batch in batches]
+    draws = [drawn.to(device) for drawn in draws]
+    losses = [step(*(drawn[:, start : start + batch_size] for drawn in draws)) for start in starts]
     # Read once per epoch: a look at every step would make the GPU wait for the host.
     return torch.stack(losses).double().cpu()
 

@@ -33,8 +33,8 @@ class GraphedStep:
     Args:
         step: The step.
         modules: Those whose parameters or buffers it changes, or whose mode it depends on.
-        optimizers: Those that it steps. On a GPU they must be ``capturable``, and state that they make at their first
-            step must start at zero (Adam's does).
+        optimizers: Those that it steps. On a GPU they must be ``capturable`` (SGD: fused, its rate a tensor), and state
+            that they make at their first step must start at zero (Adam's and SGD's does).
         enabled: Whether to record, which needs a GPU.
     """
 

@@ -48,6 +48,7 @@ from train_classifier.engine import LabeledImages, probabilities, train_together
 from train_classifier.measures import measures
 from train_classifier.model_file import model_path, save_model
 from train_classifier.network import HEAD_BELOW, encode, load_encoder, start_networks
+from train_classifier.recipes import RECIPES, resolved
 from train_classifier.training_sets import (
     FOLDS,
     Measured,
@@ -98,7 +99,7 @@ class Work:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     settings = build_parser().parse(argv)
-    classifier = settings.classifier
+    classifier = resolved(settings.classifier)
     if not is_first_process():
         return  # one process trains, however many a launcher has started
     with session(with_cuda(settings.process, classifier.cuda), on_stop="raise", alone=True) as run:
@@ -188,8 +189,8 @@ def choose_start(classifier: ClassifierSettings, record: dict[str, Any], *, by_p
         if tune != "auto":
             raise InputError(f"--tune {tune} says what is trained of an encoder: name one with --init")
         return None
-    if classifier.recipe == "original":
-        raise InputError(f"--recipe original starts from scratch: leave it or --init {path} out")
+    if classifier.recipe != "proper":
+        raise InputError(f"--recipe {classifier.recipe} starts from scratch: leave it or --init {path} out")
     parts = {"head": "its head alone", "all": "all of it"}
     parts["auto"] = f"{parts['head']} below {HEAD_BELOW} labeled images per class, else {parts['all']}"
     log(f"classifiers start from the encoder {path}, and train {parts[tune]} (--init none: from scratch)")
@@ -244,7 +245,7 @@ def train_seeds(training_set: TrainingSet, work: Work, *, keep: bool) -> None:
         part, about = held[group[0]], {"outputs": classes + training_set.has_others, "seeds": group}
         train, parts = data.part(~part), (data.part(part & ~is_other), data.part(part & is_other))
         targets, others = (test or own for test, own in zip(tests, parts))
-        networks = start_networks(work.encoder, train, **about)
+        networks = start_networks(work.encoder or RECIPES[work.classifier.recipe].network, train, **about)
         trained = [network.head for network in networks] if columns["start"] == "head" else networks
         outcomes = train_together(trained, train, targets, seeds=group, settings=work.classifier, targets=classes)
         seconds = round((time.perf_counter() - begin) / len(group), 3)

@@ -15,15 +15,14 @@ from common.files import check_fields, is_count, is_text
 from datasets.results_file import Row
 from models import BACKBONES
 from train_classifier.engine import IMAGENET_MEAN, IMAGENET_STD
-from train_classifier.network import EncoderClassifier, Head, bare_encoder, build_network
+from train_classifier.network import NETWORKS, EncoderClassifier, Head, bare_encoder, build_network
 from utils import InputError
 
 FORMAT_VERSION = 1
-SCRATCH = "torchvision_resnet18"  # the network's name where it is none of BACKBONES
 OTHER = "other"  # the name of the output for images of no target class
 CHECKS = {
     "format_version": lambda value: value == FORMAT_VERSION,
-    "network": lambda value: value in (SCRATCH, *BACKBONES),
+    "network": lambda value: value in (*NETWORKS, *BACKBONES),
     "class_names": lambda value: isinstance(value, list) and all(map(is_text, value)),
     "other": lambda value: isinstance(value, bool),
     "image_size": lambda value: isinstance(value, list) and len(value) == 2 and all(map(is_count, value)),
@@ -49,9 +48,10 @@ def save_model(
     path: Path, network: nn.Module, row: Row, *, names: Sequence[str], other: bool, size: tuple[int, int]
 ) -> None:
     """Writes a network, what its outputs mean, the images' size and normalisation, and its row of results.csv."""
+    name = "cifar_resnet18" if isinstance(network, NETWORKS["cifar_resnet18"]) else "torchvision_resnet18"
     encoder = type(getattr(network, "encoder", None))
     content = {"format_version": FORMAT_VERSION, "class_names": list(names), "other": other, "image_size": list(size)}
-    content |= {"network": next((name for name, kind in BACKBONES.items() if kind is encoder), SCRATCH)}
+    content |= {"network": next((name for name, kind in BACKBONES.items() if kind is encoder), name)}
     content |= {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), "row": dataclasses.asdict(row)}
     checkpoint.save(path, {**content, "state_dict": checkpoint.to_cpu(dict(network.state_dict()))})
 
@@ -65,8 +65,8 @@ def load_model(path: Path) -> Model:
     content, remedy = checkpoint.load(path), "give a cycle_N_seed_S.model of the classifier, or train it again"
     check_fields(path, content, CHECKS, remedy=remedy)
     outputs = (*content["class_names"], *([OTHER] if content["other"] else []))
-    if content["network"] == SCRATCH:
-        network = build_network(len(outputs), seed=0)
+    if content["network"] in NETWORKS:
+        network = build_network(len(outputs), seed=0, name=content["network"])
     else:
         encoder = bare_encoder(content["network"])
         network = EncoderClassifier(encoder, Head(torch.zeros(1, encoder.feature_dim), len(outputs)))

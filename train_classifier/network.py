@@ -13,25 +13,41 @@ from torch import Tensor, nn
 
 from common import checkpoint
 from models import BACKBONES, ContrastiveEncoder, build_encoder
+from models.resnet import ResNet18
 from train_classifier.engine import EVALUATION_BATCH, LabeledImages, channel_constants, normalize
 from utils import InputError
 
 HEAD_BELOW = 100  # labeled images per class, on average; with fewer, the encoder stays as it is
 
 
-def build_network(num_classes: int, *, seed: int) -> nn.Module:
-    """torchvision's ResNet-18 (7x7/2 stem, max-pool, kaiming_normal fan_out), with weights drawn from ``seed``.
+class CifarClassifier(ResNet18):
+    """The encoders' ResNet-18 for small images (3x3 stem, no max-pool) with one linear layer as its only head."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes=num_classes, shifts=1)
+        self.simclr_layer = self.shift_cls_layer = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.linear(self.penultimate(inputs))
+
+
+NETWORKS = {"torchvision_resnet18": torchvision.models.resnet18, "cifar_resnet18": CifarClassifier}
+
+
+def build_network(num_classes: int, *, seed: int, name: str = "torchvision_resnet18") -> nn.Module:
+    """A network with weights drawn from ``seed``. torchvision's has a 7x7/2 stem, max-pool and kaiming_normal fan_out.
 
     The draw is made on the CPU and leaves every global random state as it was.
 
     Args:
         num_classes: Number of outputs.
         seed: Seed of the weights, in [0, 2**64).
+        name: One of NETWORKS.
     """
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the GPUs too, and nothing would restore those.
         torch.default_generator.manual_seed(seed)
-        return torchvision.models.resnet18(num_classes=num_classes)
+        return NETWORKS[name](num_classes=num_classes)
 
 
 def bare_encoder(backbone: str) -> ContrastiveEncoder:
@@ -105,14 +121,14 @@ def encode(encoder: ContrastiveEncoder, data: LabeledImages) -> LabeledImages:
 
 
 def start_networks(
-    encoder: ContrastiveEncoder | None, data: LabeledImages, *, outputs: int, seeds: Sequence[int]
+    start: ContrastiveEncoder | str, data: LabeledImages, *, outputs: int, seeds: Sequence[int]
 ) -> list[nn.Module]:
-    """A network per seed, on the images' device: drawn from the seed, or an encoder with a head for these images.
+    """A network per seed, on the images' device: one of NETWORKS, drawn from the seed, or an encoder with a head.
 
     Where ``data`` is what ``encode`` made of images, the networks share the encoder: only heads are to be trained.
     """
-    if encoder is None:
-        return [build_network(outputs, seed=seed).to(data.labels.device) for seed in seeds]
+    if isinstance(start, str):
+        return [build_network(outputs, seed=seed, name=start).to(data.labels.device) for seed in seeds]
     frozen = data.mirrored is not None
-    features = (data if frozen else encode(encoder, data)).images
-    return [EncoderClassifier(encoder if frozen else copy.deepcopy(encoder), Head(features, outputs)) for _ in seeds]
+    features = (data if frozen else encode(start, data)).images
+    return [EncoderClassifier(start if frozen else copy.deepcopy(start), Head(features, outputs)) for _ in seeds]

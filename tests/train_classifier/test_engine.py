@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 from common.settings import ClassifierSettings
-from train_classifier import engine
+from train_classifier import engine, graphs
 from train_classifier.engine import (
     LabeledImages,
+    crop,
     draw_epoch,
     epoch_generator,
     evaluate,
@@ -141,7 +145,7 @@ def train_alone_and_together(*, count: int, device: torch.device = CPU, **change
 
 
 # The last batch of 4 is whole, shorter, or of one image, which is left out.
-CASES = pytest.mark.parametrize(("recipe", "count"), [("proper", 8), ("original", 7), ("proper", 5)])
+CASES = pytest.mark.parametrize(("recipe", "count"), [("proper", 8), ("original", 7), ("proper", 5), ("lfosa", 8)])
 
 
 @CASES
@@ -195,6 +199,118 @@ def test_recipe_original_repeats_epoch_1_with_frozen_statistics():
     assert torch.equal(network.norm.running_mean, once.norm.running_mean)
     assert torch.equal(network.norm.running_var, once.norm.running_var)
     assert not torch.equal(network.norm.weight, once.norm.weight), "the weights still train"
+
+
+def test_crops_by_hand():
+    images = torch.tensor([[[1, 2], [3, 4]]] * 3, dtype=torch.uint8).expand(4, 3, 2, 2)
+    corners = torch.tensor([[4, 4], [3, 5], [8, 4], [5, 4]])
+    expected = [[[1, 2], [3, 4]], [[0, 0], [2, 0]], [[0, 0], [0, 0]], [[3, 4], [0, 0]]]
+    assert crop(images, corners).tolist() == [[rows] * 3 for rows in expected]
+
+
+def test_a_longer_order_is_drawn_on_from_reshuffled_passes():
+    (order,), (flips,), (corners,) = draw_epoch([5], epoch=2, count=7, length=30, cropped=True)
+    passes = [tuple(part.tolist()) for part in order.split(7)]
+    assert [sorted(part) for part in passes[:4]] == [[*range(7)]] * 4 and len(set(passes[:4])) == 4
+    assert len(set(passes[4])) == len(passes[4]) == 2
+    assert len(flips) == len(corners) == 30 and 0 < flips.sum() < 30
+    assert set(corners.flatten().tolist()) == set(range(9))
+    (short,), _ = draw_epoch([5], epoch=2, count=7, length=3)
+    assert short.tolist() == order[:3].tolist()
+
+
+def test_the_crops_change_neither_order_nor_flips():
+    plain, cropped = (draw_epoch([3, 4], epoch=1, count=9, cropped=cropped) for cropped in (False, True))
+    assert len(plain) == 2 and all(torch.equal(*pair) for pair in zip(plain, cropped))
+
+
+@pytest.mark.parametrize("count", [3, 500])
+def test_recipe_mqnet_makes_a_hundred_whole_steps_an_epoch(count):
+    network, epochs = record(recipe="mqnet", count=count, epochs=2)
+    assert [[len(batch) for batch in epoch] for epoch in epochs] == [[4] * 100] * 2
+    assert int(network.norm.num_batches_tracked) == 200
+
+
+@pytest.fixture
+def rates(monkeypatch):
+    """The rate, the momentum and the weight decay at each of SGD's steps, and where the rate is."""
+    seen = []
+
+    class Spy(torch.optim.SGD):
+        def step(self, closure=None):
+            [group] = self.param_groups
+            seen.append([group["lr"].data_ptr(), float(group["lr"]), group["momentum"], group["weight_decay"]])
+            super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "SGD", Spy)
+    return seen
+
+
+@pytest.mark.parametrize(("recipe", "steps"), [("lfosa", 3), ("mqnet", 100)])
+def test_the_schedule_changes_the_optimizers_rate_in_place(rates, recipe, steps):
+    record(recipe=recipe, epochs=5, lr=0.5)
+    halvings = [0, 1, 2, 3, 4] if recipe == "lfosa" else [0, 0, 0, 1, 2]
+    assert [values[1:] for values in rates] == [[0.5 / 2**n, 0.9, 5e-4] for n in halvings for _ in range(steps)]
+    assert len({address for address, *_ in rates}) == 1, "a recorded step would not see another tensor"
+
+
+def test_recipe_lfosa_equals_a_slow_loop():
+    data, fast = make_images(10), Recorder()
+    slow = copy.deepcopy(fast)
+    train(fast, data, data, seed=7, recipe="lfosa", epochs=5, lr=0.01)
+    optimizer = torch.optim.SGD(slow.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    for epoch in range(1, 6):
+        generator = epoch_generator(7, epoch)
+        order, flips = torch.randperm(10, generator=generator), torch.rand(10, generator=generator) < 0.5
+        corners = torch.randint(9, (10, 2), generator=generator).tolist()
+        for places in torch.arange(10).split(4):
+            batch = []
+            for place in places.tolist():
+                padded = torch.zeros(3, 16, 16, dtype=torch.uint8)
+                image = data.images[order[place]]
+                padded[:, 4:12, 4:12] = image.flip(2) if flips[place] else image
+                row, column = corners[place]
+                batch.append(padded[:, row : row + 8, column : column + 8])
+            loss = nn.functional.cross_entropy(slow(normalize(torch.stack(batch))), data.labels[order[places]])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+    assert len(fast.batches) == 15 and all(torch.equal(*pair) for pair in zip(fast.batches, slow.batches, strict=True))
+    assert_close_states(fast, slow)
+
+
+def train_recorded_and_plainly(monkeypatch, device: torch.device) -> list[nn.Module]:
+    """A small network after training by lfosa with recorded steps, and after the same without."""
+    first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    networks, data = [first.to(device), copy.deepcopy(first)], make_images(10, device=device)
+
+    def graphed(*arguments, enabled: bool, **more) -> graphs.GraphedStep:
+        return graphs.GraphedStep(*arguments, enabled=network is first, **more)
+
+    monkeypatch.setattr(engine, "GraphedStep", graphed)
+    for network in networks:
+        train(network, data, data, recipe="lfosa", epochs=5, lr=0.1)
+    return networks
+
+
+def test_recorded_steps_of_sgd_equal_plain_ones_to_the_bit(monkeypatch):
+    def stand_in(step, buffers):
+        for _ in range(graphs.WARM_UP):
+            output = step(*buffers)
+        return functools.partial(step, *buffers), output
+
+    monkeypatch.setattr(graphs, "record", stand_in)
+    monkeypatch.setattr(graphs, "_replay", lambda call, output: call())
+    assert equal_states(*train_recorded_and_plainly(monkeypatch, CPU))
+
+
+@pytest.mark.gpu
+def test_recorded_steps_of_sgd_follow_the_schedule_on_a_gpu(monkeypatch, capsys):
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert_close_states(*train_recorded_and_plainly(monkeypatch, device))
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_a_seed_that_diverges_is_named_and_stops_no_other():

@@ -148,6 +148,40 @@ def test_other_settings_indices_or_images_make_rows_of_their_own(run: Run, group
     assert first[0] != reversed_order[0] == other_images[0] and reversed_order[1] != other_images[1]
 
 
+def without_numbers(run: Run, *more: str) -> list[str]:
+    """The words of a command on cycle 0 that leaves epochs and batch size to the recipe."""
+    return " ".join(run.words("--number", "0", "--runs", "1", *more)).replace("--epochs 1 --batch_size 4 ", "").split()
+
+
+def test_the_recipes_own_numbers_are_recorded(run: Run, groups: list[list[int]]) -> None:
+    for more in ("", "--recipe original", "--recipe lfosa", "--recipe mqnet", "--recipe mqnet --epochs 2 --lr 0.5"):
+        for _ in range(2):  # the second finds the first one's row
+            main(without_numbers(run, *more.split()))
+    assert run.columns("recipe", "epochs", "batch_size", "lr") == [
+        ("proper", "100", "32", "0.0005"),
+        ("original", "100", "32", "0.0005"),
+        ("lfosa", "100", "128", "0.01"),
+        ("mqnet", "200", "64", "0.1"),
+        ("mqnet", "2", "64", "0.5"),
+    ]
+
+
+@pytest.mark.parametrize("last", [None, "seconds"])
+def test_rows_from_before_recipes_had_numbers_are_kept(
+    run: Run, groups: list[list[int]], last: str | None, capfd
+) -> None:
+    main(without_numbers(run))
+    results = run.out / "results.csv"
+    with open(results, newline="") as file:
+        [row] = csv.DictReader(file)
+    names = COLUMNS[: COLUMNS.index(last) + 1] if last else COLUMNS  # files of the first versions end with the seconds
+    row |= {"recipe": "proper", "epochs": "100", "batch_size": "32", "lr": "0.0005", "accuracy": "77.0"}
+    results.write_text(f"{','.join(names)}\n{','.join(row[name] for name in names)}\n")
+    main(without_numbers(run))
+    assert groups == [[0]]
+    assert "accuracy 77.00 % after epoch 100" in capfd.readouterr().out
+
+
 def test_with_number_only_its_file_is_needed_and_the_table_grows(run: Run, capfd, groups: list[list[int]]) -> None:
     main(run.words("--number", "0"))
     hidden = run.index_dir / "hidden.json"
@@ -208,9 +242,10 @@ def test_a_single_class_needs_others(run: Run, capfd) -> None:
     assert 0 <= float(rejection[0]) <= 100  # of the 8 test images of other classes
 
 
-def test_the_last_cycles_weights_give_the_rows_accuracies(run: Run, capfd) -> None:
+@pytest.mark.parametrize("recipe", ["proper", "lfosa"])
+def test_the_last_cycles_weights_give_the_rows_accuracies(run: Run, capfd, recipe: str) -> None:
     run.write(1, run.split.labeled.tolist(), set_aside=[1, 4])
-    main(run.words("--other", "class"))
+    main(run.words("--other", "class", "--recipe", recipe))
     assert sorted(path.name for path in run.out.glob("*.model")) == ["cycle_1_seed_0.model", "cycle_1_seed_1.model"]
     printed = capfd.readouterr().out
     assert f"python -m train_classifier.predict {run.out / 'cycle_1_seed_0.model'} IMAGES" in printed
@@ -236,7 +271,9 @@ def test_an_encoder_to_start_from(run: Run, tmp_path: Path, capfd) -> None:
     digest = file_digest(path)
     assert run.columns("start", "init_digest") == [("head", digest), ("all", digest)]
     assert f"classifiers start from the encoder {path}, and train all of it" in capfd.readouterr().out
-    assert "--recipe original starts from scratch" in refused(run, capfd, *words, "--recipe", "original")
+    for recipe in ("original", "lfosa", "mqnet"):
+        assert f"--recipe {recipe} starts from scratch" in refused(run, capfd, *words, "--recipe", recipe)
+        assert "name one with --init" in refused(run, capfd, "--recipe", recipe, "--tune", "all")
     assert "name one with --init" in refused(run, capfd, "--tune", "head")
     path.write_bytes(b"no checkpoint")
     assert "encoder.model is damaged or not a checkpoint" in refused(run, capfd, *words)
@@ -249,7 +286,8 @@ def test_where_people_label_the_querys_encoder_is_the_start(tmp_path: Path, caps
     record = {"checkpoints": {features: str(path)}, "checkpoint_digests": {features: file_digest(path)}}
     assert choose_start(ClassifierSettings(), record, by_people=True) == path
     assert f"start from the encoder {path}, and train its head alone below 100" in capsys.readouterr().out
-    for settings, by_people in (({}, False), ({"init": "none"}, True), ({"recipe": "original"}, True)):
+    others = [({"recipe": recipe}, True) for recipe in ("original", "lfosa", "mqnet")]
+    for settings, by_people in (({}, False), ({"init": "none"}, True), *others):
         assert choose_start(ClassifierSettings(**settings), record, by_people=by_people) is None
     path.write_bytes(b"others")
     assert choose_start(ClassifierSettings(), record, by_people=True) is None

@@ -11,7 +11,7 @@ from common import checkpoint
 from common.settings import ClassifierSettings
 from models import build_encoder
 from train_classifier.engine import LabeledImages, normalize, probabilities, train_together
-from train_classifier.network import EncoderClassifier, Head, encode, load_encoder, start_networks
+from train_classifier.network import EncoderClassifier, Head, build_network, encode, load_encoder, start_networks
 from utils import InputError
 
 SETTINGS = ClassifierSettings(epochs=2, batch_size=4)
@@ -49,6 +49,18 @@ def test_what_is_no_encoder_is_refused(saved: Path) -> None:
     checkpoint.save(saved, {**state, "conv1.weight": state["conv1.weight"] * float("nan")})
     with pytest.raises(InputError, match=r"not finite \(conv1.weight\)"):
         load_encoder(saved)
+
+
+def test_the_cifar_network_is_the_encoders_backbone_with_a_linear_layer() -> None:
+    state = torch.get_rng_state()
+    first, other = start_networks("cifar_resnet18", images(2), outputs=10, seeds=[3, 4])
+    assert torch.equal(torch.get_rng_state(), state)
+    encoder, inputs = build_encoder("resnet18", num_classes=10, shifts=1, seed=3).eval(), torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(first.eval()(inputs), encoder.linear(encoder.penultimate(inputs)))
+    assert sum(value.numel() for value in first.parameters()) == 11_173_962
+    assert not torch.equal(first.linear.weight, other.linear.weight)
+    assert torch.equal(first.conv1.weight, build_network(10, seed=3, name="cifar_resnet18").conv1.weight)
 
 
 def test_a_head_standardises_and_starts_at_zero() -> None:

@@ -17,7 +17,7 @@ from datasets.results_file import Row
 from train_classifier import predict
 from train_classifier.engine import probabilities
 from train_classifier.model_file import load_model, save_model
-from train_classifier.network import EncoderClassifier, Head, bare_encoder, build_network
+from train_classifier.network import NETWORKS, EncoderClassifier, Head, bare_encoder, build_network
 from utils import InputError
 
 ROW = Row("npz", 0.5, "ccal", "proper", 1, 4, 5e-4, 3, 900, 0, 90.0, 95.0, "a", "b", 1.0)
@@ -46,7 +46,8 @@ def pixels() -> np.ndarray:
 
 def test_a_model_is_what_was_trained(tmp_path: Path, pixels: np.ndarray) -> None:
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    for network, other in (small_network(3), True), (build_network(2, seed=1), False):
+    scratch = [(build_network(2, seed=1, name=name), False) for name in NETWORKS]
+    for network, other in [(small_network(3), True), *scratch]:
         save_model(tmp_path / "x.model", network, ROW, names=NAMES, other=other, size=(8, 8))
         found = load_model(tmp_path / "x.model")
         assert (probabilities(found.network, images) == probabilities(network, images)).all()
