@@ -33,6 +33,7 @@ from torch import nn
 from common import checkpoint, distributed
 from common.console import finish, log, warn
 from common.files import require_writable
+from common.provenance import file_digest
 from common.session import Session, folder_lock, run_command, session
 from datasets import load_data_and_split
 from datasets.base import Dataset
@@ -47,7 +48,7 @@ from evals.feature_cache import feature_banks, sources_of
 from evals.features import Extraction, FeatureBank, default_batch, given_features
 from evals.index_folder import begin, check_folder, index_file, remember, remembered, require_same_settings
 from evals.query import check_budget
-from evals.strategies import STRATEGIES
+from evals.strategies import find_strategy
 from models import build_encoder
 from models.transform_layers import SHIFT_COUNTS, Augmentation, check_shift
 from utils import InputError
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parse(argv)
     if given.annotation.export:
         return export(given)
-    query, annotate, strategy = given.query, given.annotation.annotate, STRATEGIES[given.query.strategy]
+    query, annotate, strategy = given.query, given.annotation.annotate, find_strategy(given.query.strategy)
     files = feature_files(query, strategy.needs)
     checkpoints = checkpoint_paths(query, strategy.needs, files)
     check_flags(given, checkpoints)
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         run.stop.kept = "no cycle was written; the same command starts the query again"
         data, split = load_data_and_split(given.data)
-        folder = Path(query.index_dir or default_index_dir(ROOT, data.name, split.mismatch, query.strategy))
+        name = settings.strategy_name(query.strategy)
+        folder = Path(query.index_dir or default_index_dir(ROOT, data.name, split.mismatch, name))
         require_writable(folder, "--index_dir")
         locks.enter_context(folder_lock(folder))
         indices, labels = np.sort(split.contrast()), data.train_labels
@@ -85,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         distributed.require_same(sources, "checkpoints or images are not the same at every process")
         record = settings.identity(query, given.crop, given.process, *([encoder_settings] if checkpoints else []))
         usual = max(1, FOR_PEOPLE // len(split.target_classes)) if annotate else QUERIES_PER_CLASS
-        record |= {"queries_per_class": query.queries_per_class or usual} | sources
+        record |= {"queries_per_class": query.queries_per_class or usual, "strategy": name} | sources
+        if name != query.strategy:
+            record["strategy_digest"] = file_digest(Path(query.strategy.rpartition(":")[0]).expanduser())
         if files:  # their rows go by the images' places, which other images in a folder would move
             record["feature_rows_digest"] = sources["images_digest"]
         if annotate:
@@ -110,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         banks = feature_banks(
             encoders, data.train_images, indices, extractions, sources=sources, folder=cache, device=run.device
         )
-        banks = given_banks(files, indices, query, data) | banks
+        banks = given_banks(files, indices, query, data, strategy.needs) | banks
         loop = QueryLoop(banks, split, labels, strategy, k=query.k, t=query.t, seed=run.seed, device=run.device)
         if annotate:
             query_people(folder, loop, progress, data, given, record)
@@ -165,14 +169,15 @@ def feature_files(query: settings.QuerySettings, needs: Sequence[str]) -> dict[s
     """
     named = {name: getattr(query, f"{name}_features") for name in ("semantic", "distinctive")}
     files = {name: Path(file).expanduser() for name, file in named.items() if file}
+    side_by_side = needs == ("penultimate",) and not query.features  # for which any features will do
     if query.features:
-        if files or needs not in (("penultimate",), ("semantic",)):
-            raise InputError(
-                "--features serves --strategy posterior or semantic, and no other file of features beside it"
-            )
-        files = {needs[0]: Path(query.features).expanduser()}
-    unused = files.keys() - set(needs) if "penultimate" not in needs else set()
-    if unused:
+        name = "penultimate" if "penultimate" in needs else "semantic"
+        if name in files or (name == "semantic" and needs != ("semantic",)):
+            flags = " and ".join(f"--{need}_features" for need in needs if need != "penultimate") or "no features"
+            raise InputError(f"--strategy {query.strategy} takes {flags}; leave --features out")
+        files[name] = Path(query.features).expanduser()
+    unused = files.keys() - set(needs)
+    if unused and not side_by_side:
         raise InputError(f"--strategy {query.strategy} has no use for --{unused.pop()}_features; leave it out")
     if query.feature_indices and not files:
         raise InputError("--feature_indices says what the rows of --features are; give both")
@@ -187,7 +192,7 @@ def checkpoint_paths(query: settings.QuerySettings, needs: Sequence[str], files:
     """
     paths = {}
     for name in needs:
-        if name in files or (name == "penultimate" and files):  # for which any features will do
+        if name in files or (needs == ("penultimate",) and files):
             continue
         mode = MODES[name]
         flag = f"load_{mode}_path"
@@ -237,13 +242,13 @@ def extraction_of(name: str, given: SimpleNamespace, data: Dataset, run: Session
 
 
 def given_banks(
-    files: dict[str, Path], indices: np.ndarray, query: settings.QuerySettings, data: Dataset
+    files: dict[str, Path], indices: np.ndarray, query: settings.QuerySettings, data: Dataset, needs: Sequence[str]
 ) -> dict[str, FeatureBank]:
     """The features from elsewhere; raises InputError for rows that are not those of the data set."""
     numbers = query.feature_indices and Path(query.feature_indices).expanduser()
     sizes = {"train": len(data.train_labels), "test": len(data.test_labels), "numbers_file": numbers}
     banks = {name: given_features(file, indices, **sizes) for name, file in files.items()}
-    if "semantic" in banks and banks["semantic"].features.shape[1] != 1 and query.strategy != "posterior":
+    if "semantic" in files.keys() & set(needs) and banks["semantic"].features.shape[1] != 1:
         raise InputError(f"{files['semantic']} holds several rows an image, (N, K, D); semantic features are (N, D)")
     for name, file in files.items():
         log(f"{name} features of {len(indices)} images, {tuple(banks[name].features.shape[1:])} each: {file}")
@@ -282,7 +287,7 @@ def query_oracle(
 ) -> None:
     """Runs the cycles with the data set's labels as the oracle, and writes what each of them found."""
     query = given.query
-    content = functools.partial(index_file, data, strategy=query.strategy, settings=record)
+    content = functools.partial(index_file, data, strategy=record["strategy"], settings=record)
     if distributed.is_main():
         begin(folder, content(loop.split))
     run.stop.kept = f"cycle 0 alone is in {folder}; the same command with --overwrite starts again"
@@ -319,7 +324,7 @@ def query_people(
     if distributed.is_main():
         keep_features(folder, loop.banks, progress.labels, data)
         keep_cycle(folder, cycle, data, every_score=query.save_score)
-    waiting = write_next_query(folder, images, progress, data, cycle, strategy=query.strategy, settings=record)
+    waiting = write_next_query(folder, images, progress, data, cycle, strategy=record["strategy"], settings=record)
     finish([waiting.page, waiting.table], then=labeling_command(waiting, folder, given))
 
 

@@ -24,6 +24,7 @@ from typing import ClassVar
 from common import settings
 from common.flags import Parser, as_flags, natural, pick, positive_int
 from common.paper import BENCHMARKS, FULL_SIZE
+from common.settings import strategy_name
 
 CEILING = "ceiling"  # an oracle that queries nothing but targets: what a pool without others would give
 
@@ -108,8 +109,8 @@ from evals.features import FeatureBank, MappedFeatures, given_features
 from evals.index_folder import begin, index_file
 from evals.query import QueryInputs, check_budget, dealt
 from evals.report.__main__ import main as write_report
-from evals.report.comparison import ComparisonRow, plain_standings, read_rows, standings
-from evals.strategies import STRATEGIES, Strategy, find_strategy, strategy_name
+from evals.report.comparison import ComparisonRow, read_rows
+from evals.strategies import STRATEGIES, Strategy, find_strategy
 from evals.strategies.linear import fit, z_scores
 from train_classifier.main import main as train_classifiers
 from utils import InputError, launcher
@@ -165,9 +166,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             results_file.write_csv(run / "results.csv", rows)
             found = ", ".join(str(row.found) for row in done if row.seed == done[0].seed and row.cycle)
             log(f"{done[0].strategy}, seed {done[0].seed}: found {found}; accuracy {done[-1].accuracy or 0:.2f} %")
-        log(plain_standings(standings(rows)))
         write_report([str(run)])
-    finish([run / "results.csv", run / "table.md", run / "report.html"])
+    finish([run / name for name in ("results.csv", "table.md", "report.html")])
 
 
 def size_of(data: Dataset) -> float:
@@ -243,7 +243,13 @@ def made_features(paths: dict[str, Path], given: SimpleNamespace, run: Path) -> 
 
 
 def read_data(asked: settings.DataSettings) -> Dataset:
-    return load_dataset(asked.dataset, asked.data_path, image_size=asked.image_size, cache_dir=asked.cache_dir)
+    """The data set, before any split; raises InputError where there is no oracle to simulate, or no fixed pool."""
+    if asked.others:
+        raise InputError("--others draws other images for each seed, of which there can be no features: leave it out")
+    data = load_dataset(asked.dataset, asked.data_path, image_size=asked.image_size, cache_dir=asked.cache_dir)
+    if not data.has_oracle:
+        raise InputError(f"{asked.data_path}/unlabeled has no labels: there is no query to simulate")
+    return data
 
 
 def chosen_strategies(asked: Sequence[str], files: dict[str, Path]) -> list[str]:
@@ -342,7 +348,7 @@ def prepare(cores: int) -> None:
 
 
 def run_unit(words: Sequence[str], files: dict[str, Path], unit: Unit) -> list[ComparisonRow]:
-    """Makes a unit's queries, as far as their index files are not there, trains its classifiers, and returns its rows."""
+    """Makes the queries whose index files are not there, trains the classifiers, and returns all rows."""
     given = build_parser().parse(words)
     world = world_of(tuple(words), tuple(files.items()), unit.seed)
     found = queries(unit, world, given, files)
@@ -361,19 +367,16 @@ def world_of(words: tuple[str, ...], files: tuple[tuple[str, Path], ...], seed: 
     given = build_parser().parse(list(words))
     asked = protocol_data(given, read_data(given.data), seed)
     data, split = load_data_and_split(asked)
-    if not data.has_oracle:
-        raise InputError(f"{asked.data_path}/unlabeled has no labels: there is no query to simulate")
     indices, sizes = np.sort(split.contrast()), {"train": len(data.train_labels), "test": len(data.test_labels)}
     banks = {name: given_features(path, indices, **sizes) for name, path in files}
     table, penultimate = None, dict(files).get("penultimate")
     if given.comparison.classifier == "linear":
-        rows = MappedFeatures(penultimate).shape[0]
-        if rows != sum(sizes.values()):
-            raise InputError(
-                f"{penultimate} has {rows} rows; --classifier linear needs {sum(sizes.values())}: all train images, then "
-                "all test images"
-            )
         values = MappedFeatures(penultimate)[:].flatten(1).float().numpy()
+        if len(values) != sum(sizes.values()) or len(split.target_classes) == 1:
+            every = f"{sizes['train']} train, then {sizes['test']} test images"
+            raise InputError(
+                f"--classifier linear needs two target classes, and in {penultimate} a row for all {every}"
+            )
         table = z_scores(values, values[indices])
     share = BENCHMARKS[given.comparison.protocol].budget * size_of(data) / len(split.target_classes)
     budget = given.query.queries_per_class or max(1, round(share))

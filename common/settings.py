@@ -6,6 +6,7 @@ and ``require_same`` compares what one stage recorded with what the next one was
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -23,6 +24,24 @@ SHIFTS = ("none", "rotation", "cutperm")
 STRATEGIES = ("ccal", "semantic", "distinctive", "posterior", "random", "entropy", "margin", "confidence", "certainty")
 STRATEGIES += ("coreset", "coreset_others", "badge", "typiclust", "neat", "mahalanobis", "lfosa", "eaoa", "mqnet")
 RECIPES = ("proper", "original", "lfosa", "mqnet")
+
+
+def strategy(text: str) -> str:
+    """A flag's kind: the name of a strategy, or FILE.py:NAME for one's own."""
+    file, _, name = text.rpartition(":")
+    if text not in STRATEGIES and not (file.endswith(".py") and name.isidentifier() and name not in STRATEGIES):
+        known = f"one of {', '.join(STRATEGIES)}, or FILE.py:NAME with another name"
+        raise argparse.ArgumentTypeError(f"must be {known}, got {text!r}")
+    return text
+
+
+strategy.metavar = "NAME"
+
+
+def strategy_name(text: str) -> str:
+    """The name on record of what ``strategy`` gives: that in the file."""
+    return text.rpartition(":")[2]
+
 
 option = functools.partial(setting, identity=False)  # a setting that changes no result
 seed_number = number(int, 0, 2**63 - 1)
@@ -127,7 +146,7 @@ class QuerySettings:
     """Checkpoints, features, scores and the query."""
 
     title: ClassVar[str] = "query"
-    strategy: str = setting("ccal", "query strategy", choices=STRATEGIES)
+    strategy: str = setting("ccal", "query strategy (docs/flags.md), or FILE.py:NAME for your own", kind=strategy)
     k: float = setting(100.0, "steepness of the semantic score", kind=positive)
     t: float | str = setting(
         0.9, "normalised similarity at which the semantic score is 0; auto: of image 1.25 x the query", kind=threshold
@@ -142,7 +161,9 @@ class QuerySettings:
     load_semantic_path: str | None = option(None, "semantic checkpoint (default: in --load_path)", metavar="FILE")
     load_distinctive_path: str | None = option(None, "distinctive checkpoint (default: in --load_path)", metavar="FILE")
     features: str | None = option(
-        None, "features from elsewhere, (N, D), for posterior or semantic, and no checkpoint", metavar="NPY"
+        None,
+        "features of images as they are, (N, D), from elsewhere, in the place of the semantic encoder's",
+        metavar="NPY",
     )
     semantic_features: str | None = option(None, "semantic features from elsewhere, (N, D) or (N, 1, D)", metavar="NPY")
     distinctive_features: str | None = option(
@@ -210,7 +231,7 @@ class ClassifierSettings:
     )
     cycles: int = option(5, "last cycle to train on", kind=natural)
     number: int | None = option(None, "train on this cycle only (0: the initial set)", kind=natural, metavar="CYCLE")
-    strategy: str = option("ccal", "whose index files are read where --index_dir is not given", choices=STRATEGIES)
+    strategy: str = option("ccal", "whose index files are read where --index_dir is not given", kind=strategy)
     index_dir: str | None = option(None, "where cycle_N.json is read (default: where the query writes)", metavar="DIR")
     out_path: str | None = option(
         None, "folder of results.csv (default: train_classifier/results/ and the index folder's name)", metavar="DIR"
@@ -259,6 +280,7 @@ DIGESTS = {
         "other images than the rows of the features are of",
         "features of the images as they are now",
     ),
+    "strategy_digest": ("another version of the strategy's file", "the file as it was"),
     "init_digest": ("other weights to start from", "that run's --init"),
     "checkpoint_digests": ("other encoders", "that query's checkpoints"),
     "feature_digests": ("other features from files", "that query's files"),

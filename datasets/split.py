@@ -116,17 +116,14 @@ def make_split(
         content: Digest of the images, where the split's digest has to change with them.
 
     Raises:
-        InputError: A class does not exist or stands there twice, a number is out of range, or the data set has too
-            few images.
+        InputError: A class does not exist or stands there twice, or a number is out of range or of what there is.
     """
-    classes = tuple(int(label) for label in target_classes)
-    present = set(np.unique(train_labels).tolist())
+    classes, present = tuple(int(label) for label in target_classes), set(np.unique(train_labels).tolist())
     if not classes:
         raise InputError("--target_classes is empty; name at least one class")
     if len(set(classes)) != len(classes):
         raise InputError(f"--target_classes names a class twice: {' '.join(map(str, classes))}")
-    unknown = [label for label in classes if label not in present]
-    if unknown:
+    if unknown := [label for label in classes if label not in present]:
         there = f"classes {listed(sorted(present), 20)}"
         raise InputError(f"--target_classes: class {unknown[0]} has no images; the data set has {there}")
     if mismatch != "all" and not 0 <= mismatch < 1:
@@ -137,8 +134,7 @@ def make_split(
             f"--initial_budget must be from 1 to {len(targets) - 1} (target images less one), got {initial_budget}"
         )
     initial = random.Random(seed).sample(targets, initial_budget)
-    absent = [label for label in classes if label not in set(np.asarray(train_labels)[initial].tolist())]
-    if absent:
+    if absent := [label for label in classes if label not in set(np.asarray(train_labels)[initial].tolist())]:
         raise InputError(
             f"--initial_budget {initial_budget} leaves class {absent[0]} without a labeled image; "
             "raise it, or take another --split_seed"

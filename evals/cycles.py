@@ -106,7 +106,7 @@ class QueryLoop:
             history=split.history,
             device=self._device,
         )
-        utilities = self._strategy.utilities(inputs)
+        utilities = torch.as_tensor(self._strategy.utilities(inputs))
         result = select(utilities, inputs, queries_per_class=queries_per_class)
         seconds, by_class = time.perf_counter() - start, self._strategy.by_class
         return Cycle(number, inputs, utilities, result, split, seconds, by_class=by_class)

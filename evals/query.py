@@ -72,9 +72,14 @@ def select(utilities: Tensor, inputs: QueryInputs, *, queries_per_class: int) ->
     """Takes the best candidates of each class; ties go to the lower index, and no image is taken twice.
 
     A class with fewer candidates yields what it has. ``utilities`` are (U, C), -inf where an image is no candidate.
+
+    Raises:
+        InputError: They have another shape, or a value is NaN.
     """
-    values = utilities.detach().cpu().numpy()
-    assert values.shape == (len(inputs.pool), inputs.num_classes)
+    values, shape = utilities.detach().cpu().numpy(), (len(inputs.pool), inputs.num_classes)
+    if values.shape != shape or np.isnan(values).any():
+        what = "NaN among its utilities" if values.shape == shape else f"utilities {values.shape}, not (U, C) = {shape}"
+        raise InputError(f"the strategy gave {what}: no query can be made of that")
     count, taken = queries_per_class, np.zeros(len(inputs.pool), dtype=bool)
     rows, classes, shortfall = [], [], {}
     for number in range(inputs.num_classes):

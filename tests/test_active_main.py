@@ -436,7 +436,7 @@ BAD: dict[str, tuple[Callable[[Place], object] | None, str, str]] = {
     "checkpoints swapped": (swap, "", "mode"),
     "no shifts": (None, "--shift_trans_type none", "needs --shift_trans_type rotation or cutperm"),
     "a cache and none": (None, "--no_feature_cache", "not allowed with argument"),
-    "features for a strategy of none": (None, "--strategy random --features x.npy", "--features serves --strategy"),
+    "features for a strategy of none": (None, "--strategy random --features x.npy", "random takes no features"),
     "one file too many": (None, "--strategy semantic --distinctive_features x.npy", "has no use for --dist"),
     "indices of no features": (None, "--feature_indices x.npy", "--feature_indices says what the rows"),
     "no features there": (None, "--strategy posterior --features gone.npy", "gone.npy"),

@@ -19,6 +19,7 @@ LAYERS = {
     "contrast_main": 4,
     "active_main": 4,
     "reproduce": 4,
+    "benchmark": 5,
     "benchmarks": 5,
 }
 ENTRIES = {"common": 12, "datasets": 11, "evals": 14}  # at most

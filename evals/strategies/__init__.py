@@ -7,8 +7,11 @@ that it needs, and add its name to ``common.settings.STRATEGIES``, the flag's ch
 
 from __future__ import annotations
 
+import importlib.util
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -25,6 +28,7 @@ from evals.strategies.posterior import posterior
 from evals.strategies.random import uniform_random
 from evals.strategies.typiclust import typiclust
 from evals.strategies.uncertainty import certainty, confidence, entropy, margin
+from utils import InputError
 
 
 @dataclass(frozen=True)
@@ -53,3 +57,30 @@ STRATEGIES = {
     **{rival.__name__: Strategy(rival, needs=("penultimate",), by_class=rival is eaoa) for rival in RIVALS},
     "mqnet": Strategy(mqnet, needs=("penultimate", "distinctive"), by_class=False),
 }
+
+
+def find_strategy(text: str) -> Strategy:
+    """A strategy by its name, or FILE.py:NAME: a Strategy in that file, or a function of QueryInputs.
+
+    A function is taken for one that needs ``penultimate`` features.
+
+    Raises:
+        InputError: There is no such file or name, or the file cannot be imported.
+    """
+    if text in STRATEGIES:
+        return STRATEGIES[text]
+    file, _, name = text.rpartition(":")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise InputError(f"--strategy {text}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"strategies_of_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        line = error.lineno if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise InputError(f"{path} cannot be imported, line {line}: {type(error).__name__}: {error}") from None
+    found = getattr(module, name, None)
+    if not callable(found) and not isinstance(found, Strategy):
+        raise InputError(f"--strategy {text}: {path} has no strategy {name}, a function of QueryInputs or a Strategy")
+    return found if isinstance(found, Strategy) else Strategy(found, needs=("penultimate",))

@@ -94,7 +94,7 @@ def _logits(
 
 
 def leading(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of values, (n, D), in the LEADING directions that hold most of them, and the length of the rest, (n,).
+    """Coordinates of values, (n, D), in the LEADING directions that hold most of them, and the rest's length, (n,).
 
     A product a . b is that of their coordinates, give or take the product of their rests: a cheap bound.
     """

@@ -62,7 +62,6 @@ def select_from(pool: list[int], utilities: list[list[float]], *, target: int) -
         pytest.param([5, 6, 7], [[3, 3], [2, 2], [1, 1]], 2, [5, 6, 7], [0, 0, 1], {1: 1}, id="candidates for both"),
         pytest.param([5, 6, 7], [[3, 9], [1, 8], [2, 7]], 1, [5, 6], [0, 1], {}, id="the first class takes"),
         pytest.param([5, 6], [[NONE, NONE], [NONE, NONE]], 2, [], [], {0: 2, 1: 2}, id="no candidates"),
-        pytest.param([5, 6], [[math.nan, NONE], [0, math.nan]], 2, [6], [0], {0: 1, 1: 2}, id="nan is never picked"),
         pytest.param([5, 6, 7], [[-1e30], [math.inf], [0]], 2, [6, 7], [0, 0], {}, id="infinitely good"),
         pytest.param([], [], 2, [], [], {0: 2, 1: 2}, id="empty pool"),
     ],
@@ -145,3 +144,9 @@ def test_a_query_that_pool_or_labeled_set_cannot_serve_is_refused(queries_per_cl
         return check_budget(split, LABELS, queries_per_class, needs)
     with pytest.raises(InputError, match=phrase):
         check_budget(split, LABELS, queries_per_class, needs)
+
+
+@pytest.mark.parametrize("utilities", [[[math.nan], [0]], [[1, 2], [3, 4]], [[1]]])
+def test_utilities_that_rank_nothing_are_refused(utilities):
+    with pytest.raises(InputError, match="the strategy gave"):
+        select(torch.tensor(utilities, dtype=torch.float32), make_inputs([5, 6], 1), queries_per_class=1)
