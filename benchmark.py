@@ -303,6 +303,8 @@ def all_units(given: SimpleNamespace, names: Sequence[str]) -> Iterator[Unit]:
 def is_done(unit: Unit, rows: Sequence[ComparisonRow], given: SimpleNamespace) -> bool:
     """Whether all of a unit's rows are there, with their accuracies."""
     name, wanted = strategy_name(unit.strategy), given.comparison
+    if name != unit.strategy:  # a file may have changed, which its index files tell
+        return False
     for seed in unit.classifiers:
         own = [row for row in rows if (row.strategy, row.classifier, row.seed) == (name, wanted.classifier, seed)]
         if not own or any(row.accuracy is None and is_measured(row.cycle, given) for row in own):
@@ -393,9 +395,13 @@ def queries(unit: Unit, world: World, given: SimpleNamespace, files: dict[str, P
     entry = ceiling(labels, world.split) if unit.strategy == CEILING else find_strategy(unit.strategy)
     check_budget(world.split, labels, world.budget, entry.needs)
     options = {"k": given.query.k, "t": given.query.t, "seed": unit.seed}
-    loop = QueryLoop({need: world.banks[need] for need in entry.needs}, world.split, labels, entry, **options)
+    on_gpu = torch.cuda.is_available() and given.process.device != "cpu"
+    banks = {need: world.banks[need] for need in entry.needs}
+    loop = QueryLoop(banks, world.split, labels, entry, **options, device="cuda" if on_gpu else "cpu")
     digests = {need: file_digest(files[need]) for need in entry.needs}
     record = {"strategy": name, **options, "queries_per_class": world.budget, "feature_digests": digests}
+    if name != unit.strategy:
+        record["strategy_digest"] = file_digest(Path(unit.strategy.rpartition(":")[0]).expanduser())
     content, found = functools.partial(index_file, world.data, strategy=name, settings=record), []
     while (path := index_path(folder, len(found))).is_file():
         found.append(read_index_file(path, split_digest=world.split.digest, n_images=len(labels)))
