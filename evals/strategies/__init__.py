@@ -19,6 +19,7 @@ from evals.query import QueryInputs
 from evals.strategies.badge import badge
 from evals.strategies.ccal import ccal, distinctive, semantic
 from evals.strategies.coreset import coreset, coreset_others
+from evals.strategies.e2oal import e2oal
 from evals.strategies.eaoa import eaoa
 from evals.strategies.lfosa import lfosa
 from evals.strategies.mahalanobis import mahalanobis
@@ -46,7 +47,7 @@ class Strategy:
 
 
 UNCERTAINTY = (entropy, margin, confidence, certainty)
-RIVALS = (*UNCERTAINTY, coreset, coreset_others, badge, typiclust, neat, mahalanobis, lfosa, eaoa)
+RIVALS = (*UNCERTAINTY, coreset, coreset_others, badge, typiclust, neat, mahalanobis, lfosa, eaoa, e2oal)
 
 STRATEGIES = {
     "ccal": Strategy(ccal, needs=("semantic", "distinctive")),
@@ -54,7 +55,7 @@ STRATEGIES = {
     "distinctive": Strategy(distinctive, needs=("distinctive",)),
     "posterior": Strategy(posterior, needs=("penultimate",)),
     "random": Strategy(uniform_random, needs=(), by_class=False),
-    **{rival.__name__: Strategy(rival, needs=("penultimate",), by_class=rival is eaoa) for rival in RIVALS},
+    **{rival.__name__: Strategy(rival, needs=("penultimate",), by_class=rival in (eaoa, e2oal)) for rival in RIVALS},
     "mqnet": Strategy(mqnet, needs=("penultimate", "distinctive"), by_class=False),
 }
 

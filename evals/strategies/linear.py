@@ -1,4 +1,4 @@
-"""What the rival strategies share: their networks, on frozen features, and a mixture of two Gaussians.
+"""What the rival strategies share: their networks, on frozen features, and a mixture of Gaussians.
 
 Their papers train a network at each cycle. Here, so that strategies differ in nothing but the query, it is a linear
 model on frozen features (``penultimate``, or the files that were given, side by side): scikit-learn's
@@ -112,15 +112,15 @@ def log_odds(logits: np.ndarray) -> np.ndarray:
         return logits.max(1) - logsumexp(others, axis=1)
 
 
-def mixture_posterior(values: np.ndarray, rng: np.random.Generator, *, larger: bool) -> np.ndarray:
-    """P(component of the larger, or smaller, mean | value) of two Gaussians fitted to values, (n,).
+def mixture_posterior(values: np.ndarray, rng: np.random.Generator, *, larger: bool, components: int = 2) -> np.ndarray:
+    """P(component of the largest, or smallest, mean | value) of Gaussians fitted to values, (n,).
 
-    The fit's settings are those of LfOSA and EAOA. Values that are all equal tell nothing apart: 1.
+    The fit's settings are those of LfOSA, EAOA and E2OAL. Values that are all equal tell nothing apart: 1.
     """
     state = int(rng.integers(2**31))
     if np.ptp(values) == 0:
         return np.ones(len(values))
-    mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=state)
+    mixture = GaussianMixture(min(components, len(values)), max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=state)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ten iterations need not converge
         mixture.fit(np.sort(values)[:, None])  # in whatever order they come

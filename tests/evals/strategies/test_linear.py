@@ -89,3 +89,12 @@ def test_the_posterior_of_the_larger_or_the_smaller_mean():
     np.testing.assert_allclose(larger + mixture_posterior(values, rng, larger=False), 1, atol=1e-6)
     assert mixture_posterior(np.full(3, 0.7), rng, larger=True).tolist() == [1, 1, 1]
     assert mixture_posterior(np.array([0.7]), rng, larger=False).tolist() == [1]
+
+
+def test_the_posterior_of_the_largest_of_three_means():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(mean, 0.05, 60) for mean in (0, 1, 2)])
+    largest = mixture_posterior(values, rng, larger=True, components=3)
+    assert (largest[:120] < 1e-6).all() and (largest[120:] > 1 - 1e-6).all()
+    two = mixture_posterior(np.array([0.1, 0.7]), rng, larger=True, components=3)  # no more Gaussians than values
+    np.testing.assert_allclose(two, [0, 1], atol=1e-6)
