@@ -22,8 +22,8 @@ MODELS = ("resnet18", "resnet18_imagenet", "resnet20", "resnet8")
 IMAGENET_STEM_FROM = 128  # pixels; from there on its last stage sees 4x4 positions, as the CIFAR stem's does at 32
 SHIFTS = ("none", "rotation", "cutperm")
 STRATEGIES = ("ccal", "semantic", "distinctive", "posterior", "random", "entropy", "margin", "confidence", "certainty")
-STRATEGIES += ("coreset", "coreset_others", "badge", "typiclust", "neat", "mahalanobis", "lfosa", "eaoa", "e2oal")
-STRATEGIES += ("mqnet",)
+STRATEGIES += ("coreset", "coreset_others", "badge", "typiclust", "neat", "mahalanobis", "lfosa", "eoal", "eaoa")
+STRATEGIES += ("e2oal", "mqnet")
 RECIPES = ("proper", "original", "lfosa", "mqnet")
 
 

@@ -21,6 +21,7 @@ from evals.strategies.ccal import ccal, distinctive, semantic
 from evals.strategies.coreset import coreset, coreset_others
 from evals.strategies.e2oal import e2oal
 from evals.strategies.eaoa import eaoa
+from evals.strategies.eoal import eoal
 from evals.strategies.lfosa import lfosa
 from evals.strategies.mahalanobis import mahalanobis
 from evals.strategies.mqnet import mqnet
@@ -47,7 +48,7 @@ class Strategy:
 
 
 UNCERTAINTY = (entropy, margin, confidence, certainty)
-RIVALS = (*UNCERTAINTY, coreset, coreset_others, badge, typiclust, neat, mahalanobis, lfosa, eaoa, e2oal)
+RIVALS = (*UNCERTAINTY, coreset, coreset_others, badge, typiclust, neat, mahalanobis, lfosa, eoal, eaoa, e2oal)
 
 STRATEGIES = {
     "ccal": Strategy(ccal, needs=("semantic", "distinctive")),
