@@ -99,7 +99,8 @@ def write_comparison(page: Path, folder: Path) -> Path:
     if not rows:
         raise InputError(f"{folder / RESULTS_FILE} has no rows yet; make them with {content['command']}")
     title, about, command = f"Benchmark: {folder.resolve().name}", content["about"], content["command"]
-    given = {name.replace("_", " "): value for name, value in content["settings"].items() if value is not None}
+    shown = {name: value for name, value in content["settings"].items() if not isinstance(value, (dict, bool))}
+    given = {name.replace("_", " "): value for name, value in shown.items() if value is not None}
     words = [f"{name} {', '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in given.items()]
     found = comparison.standings(rows)
     sections = comparison.make_sections(found, command)

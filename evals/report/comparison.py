@@ -202,12 +202,13 @@ def text_table(found: Sequence[Standing]) -> str:
 
 
 def in_colour(found: Sequence[Standing]) -> list[str]:
-    """The strategies that figures show in colour: all, or the best by accuracy (where many are close, precision)."""
+    """The strategies that figures show in colour: all, or the best by accuracy and by precision, ccal and random."""
     own = [standing for standing in found if standing.strategy != CEILING]
     if len(own) > len(PALETTE):
-        if sum(bool(mark(standing, ACCURACY, found)) for standing in own) not in range(1, COLORED + 1):
-            own.sort(key=lambda standing: -standing.means[PRECISION].mean if standing.means[PRECISION] else 0)
-        own = own[:COLORED] + [standing for standing in own[COLORED:] if standing.strategy in ("ccal", "random")]
+        purest = sorted(own, key=lambda standing: -standing.means[PRECISION].mean if standing.means[PRECISION] else 0)
+        wanted = dict.fromkeys(standing.strategy for pair in zip(own, purest) for standing in pair)
+        wanted = {*[*wanted][:COLORED], "ccal", "random"}
+        own = [standing for standing in own if standing.strategy in wanted]
     return [standing.strategy for standing in own]
 
 
@@ -260,9 +261,9 @@ def make_sections(found: Sequence[Standing], command: str) -> list[Section]:
         section.table(table(own, lambda text, kind: Marked(text, {"best": "b", "close": "u"}.get(kind, ""))))
         section.say(WORDS)
         section.say(
-            f"Lines are means over seeds, bands and error bars one standard deviation either way. Of more than "
-            f"{len(PALETTE)} strategies the best {COLORED} by final accuracy, or by precision where more are close to "
-            "the best, are in colour, and so are ccal and random. All-target pool: an oracle's last value."
+            "Lines are means over seeds, bands and error bars one standard deviation either way. Of more than "
+            f"{len(PALETTE)} strategies the best {COLORED}, in turn by final accuracy and by precision, are in colour, "
+            "and so are ccal and random. All-target pool: an oracle's last value."
         )
         section.figures(figures(own, f"_{len(sections)}" if len(sections) > 1 else ""))
     sections.append(section := Section("More"))
