@@ -1,5 +1,4 @@
-"""The query of E2OAL (Zong et al., Revisiting Unknowns: Towards Effective and Efficient Open-Set Active Learning,
-CVPR 2026)."""
+"""The query of E2OAL (Zong et al., Revisiting Unknowns, CVPR 2026)."""
 
 from __future__ import annotations
 
@@ -31,8 +30,8 @@ def e2oal(inputs: QueryInputs) -> Tensor:
     z = features(inputs)
     logits = detector(dataclasses.replace(z, pool=np.concatenate([z.annotated, z.pool])), inputs)
     purity = logits[:, :-1].max(1) - (logits[:, -1] if len(inputs.set_aside) else 0.0)
-    posterior = mixture_posterior(purity, inputs.rng, larger=True, components=COMPONENTS)[-len(z.pool) :]
-    logits, purity = logits[-len(z.pool) :], purity[-len(z.pool) :]
+    posterior = mixture_posterior(purity, inputs.rng, larger=True, components=COMPONENTS)
+    logits, purity, posterior = (part[-len(z.pool) :] for part in (logits, purity, posterior))
     value = informativeness(softmax(classifier(z, inputs), axis=1))
     target = target_precision(inputs.history) * inputs.budget
     count = candidate_count(posterior, value, best_first(inputs, posterior, purity), inputs.budget, target)
@@ -47,10 +46,8 @@ def e2oal(inputs: QueryInputs) -> Tensor:
 
 def informativeness(p: np.ndarray) -> np.ndarray:
     """JS(p, uniform) JS(p, one-hot of the largest p), (n, C) to (n,); 2 JS(p, q) = KL(p || m) + KL(q || m)."""
-    product, uniform, one_hot = 1.0, np.full_like(p, 1 / p.shape[1]), np.eye(p.shape[1])[p.argmax(1)]
-    for q in (uniform, one_hot):
-        product = product * (rel_entr(p, (p + q) / 2) + rel_entr(q, (p + q) / 2)).sum(1) / 2
-    return product
+    q = np.stack([np.full_like(p, 1 / p.shape[1]), np.eye(p.shape[1])[p.argmax(1)]])
+    return ((rel_entr(p, (p + q) / 2) + rel_entr(q, (p + q) / 2)).sum(2) / 2).prod(0)
 
 
 def target_precision(history: tuple[tuple[int, int], ...]) -> float:
@@ -68,8 +65,8 @@ def candidate_count(posterior: np.ndarray, value: np.ndarray, order: np.ndarray,
     ``order`` goes by posterior, so that an image that enters the B has no larger one than the image that it replaces:
     the sum never rises with k, and bisection finds k.
     """
-
-    def within(k: int) -> bool:
-        return bool(posterior[order[:k][np.argsort(-value[order[:k]], kind="stable")[:budget]]].sum() <= target)
-
-    return budget + bisect.bisect_left(range(budget, len(order)), True, key=within)
+    return budget + bisect.bisect_left(
+        range(budget, len(order)),
+        True,
+        key=lambda k: posterior[order[:k][np.argsort(-value[order[:k]], kind="stable")[:budget]]].sum() <= target,
+    )

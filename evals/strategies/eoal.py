@@ -48,13 +48,13 @@ def eoal(inputs: QueryInputs) -> Tensor:
 
 
 def binary_logits(z: Features, num_classes: int) -> np.ndarray:
-    """Logits of the pool, (U, C), by binary classifiers that tell each class from the others.
+    """Logits of the pool, (U, C), by binary classifiers, each of a class against the rest.
 
     Targets weigh 1 - alpha on average. Others are examples of either side of each, which draws p to 1/2, and weigh
     alpha / C on each. The paper takes of a target's C - 1 negative losses the largest alone; this is their sum.
     """
     aside = z.classes == num_classes
-    alpha, known = ALPHA if aside.any() else 0.0, len(z.labeled)
+    alpha, known = ALPHA * aside.any(), len(z.labeled)
     weights = np.where(aside, alpha / num_classes / max(1, aside.sum()), (1 - alpha) / known) * len(aside)
     x, weights = np.concatenate([z.annotated, z.annotated[aside]]), np.concatenate([weights, weights[aside]])
     logits = np.zeros((len(z.pool), num_classes))
@@ -67,10 +67,8 @@ def binary_logits(z: Features, num_classes: int) -> np.ndarray:
 
 
 def finch(x: np.ndarray, most: int) -> np.ndarray:
-    """Clusters of x, (n, D), as numbers, (n,): FINCH's finest partition with at most so many.
-
-    Images are joined with their nearest one (cosine), and so are clusters' means, until few enough are left (Sarfraz et
-    al., CVPR 2019).
+    """Cluster numbers, (n,), of x, (n, D): each is joined with its nearest (cosine), and so are clusters' means until
+    few enough are left (Sarfraz et al., Efficient Parameter-Free Clustering Using First Neighbor Relations, CVPR 2019).
     """
     labels, means = np.arange(len(x)), x
     while len(means) > 1 and (means is x or len(means) > most):
