@@ -67,6 +67,9 @@ def test_of_the_purest_of_each_class_the_most_informative_are_queried(monkeypatc
     assert result.pseudo_class.tolist() == [0, 0, 1, 1]
     everything = select(utilities, inputs, queries_per_class=5)
     assert everything.indices.tolist() == [1, 2, 0, 3, 4, 5, 7, 6, 8, 9]
+    monkeypatch.setattr(MODULE, "candidate_count", lambda posterior, value, order, budget, target: 10)
+    result = select(STRATEGIES["e2oal"].utilities(inputs), inputs, queries_per_class=2)
+    assert result.indices.tolist() == [3, 1, 8, 5]  # neither 4 nor 9, however informative
 
 
 @pytest.mark.parametrize("aside", [0, 2])
