@@ -190,6 +190,10 @@ def protocol_data(given: SimpleNamespace, data: Dataset, seed: int) -> settings.
         targets = np.isin(data.train_labels, class_numbers(classes, data.class_names)).sum()
         initial = max(len(classes), round((0.01 if data.num_classes < 100 else 0.08) * targets))
     elif initial is None and protocol.with_others:
+        if classes is None or mismatch == "all":
+            raise InputError(
+                "--protocol mqnet needs --target_classes here, a --mismatch in numbers, or --initial_budget"
+            )
         known = round(protocol.initial * size)
         initial, others = round(known * (1 - mismatch)), round(known * mismatch) if others is None else others
     elif initial is None and size == 1:

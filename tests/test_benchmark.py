@@ -203,6 +203,7 @@ def test_classifiers_from_scratch_in_some_cycles_and_seeds_of_the_training_alone
         ("--strategies random --vary training", "has no seed"),
         ("--strategies random --others mnist", "leave it out"),
         ("--strategies random --protocol nosuch", "invalid choice"),
+        ("--strategies random --protocol mqnet --mismatch all", "--mismatch in numbers"),
         ("--strategies random --queries_per_class 400", "the pool has"),
         ("--strategies random --features {files}/train_only.npy", "a row for all 200 train, then 50 test images"),
     ],
