@@ -18,6 +18,7 @@ from datasets.index_files import read_index_file
 from datasets.split import make_split
 from evals.report.comparison import read_rows
 from train_classifier.recipes import RECIPES
+from utils import InputError
 
 CYCLES, PER_CLASS = 2, 4
 
@@ -95,6 +96,13 @@ def test_the_protocols_splits_of_cifar10(protocol, seed, classes, labeled, aside
     assert (is_target.sum(), (~is_target).sum()) == (targets, others)
     assert not np.intersect1d(split.set_aside, split.unlabeled).size
     assert BENCHMARKS[protocol].budget == budget * len(classes)
+
+
+def test_a_start_in_the_pools_proportion_needs_that_proportion():
+    data = SimpleNamespace(train_labels=np.arange(50_000) % 10, num_classes=10, class_names=tuple("abcdefghij"))
+    given = benchmark.build_parser().parse("--out x --protocol mqnet --mismatch all".split())
+    with pytest.raises(InputError, match="a --mismatch in numbers"):
+        benchmark.protocol_data(given, data, 0)
 
 
 def test_the_protocols_cycles_classifiers_and_recall():
@@ -203,7 +211,6 @@ def test_classifiers_from_scratch_in_some_cycles_and_seeds_of_the_training_alone
         ("--strategies random --vary training", "has no seed"),
         ("--strategies random --others mnist", "leave it out"),
         ("--strategies random --protocol nosuch", "invalid choice"),
-        ("--strategies random --protocol mqnet --mismatch all", "--mismatch in numbers"),
         ("--strategies random --queries_per_class 400", "the pool has"),
         ("--strategies random --features {files}/train_only.npy", "a row for all 200 train, then 50 test images"),
     ],
