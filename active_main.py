@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         contextlib.ExitStack() as locks,
     ):
         run.stop.kept = "no cycle was written; the same command starts the query again"
+        tell_unread(query, strategy.needs, checkpoints)
         data, split = load_data_and_split(given.data)
         name = settings.strategy_name(query.strategy)
         folder = Path(query.index_dir or default_index_dir(ROOT, data.name, split.mismatch, name))
@@ -84,12 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         encoder_settings = given.encoder.resolved(image_size=given.data.image_size, precision=run.precision.name)
         named = files | ({"indices": Path(query.feature_indices).expanduser()} if query.feature_indices else {})
         sources = sources_of(checkpoints, named, data.train_images, indices)
-        distributed.require_same(sources, "checkpoints or images are not the same at every process")
+        if name != query.strategy:  # of a user's own file
+            sources["strategy_digest"] = file_digest(Path(query.strategy.rpartition(":")[0]).expanduser())
+        distributed.require_same(sources, "checkpoints, images or strategies are not the same at every process")
         record = settings.identity(query, given.crop, given.process, *([encoder_settings] if checkpoints else []))
         usual = max(1, FOR_PEOPLE // len(split.target_classes)) if annotate else QUERIES_PER_CLASS
         record |= {"queries_per_class": query.queries_per_class or usual, "strategy": name} | sources
-        if name != query.strategy:
-            record["strategy_digest"] = file_digest(Path(query.strategy.rpartition(":")[0]).expanduser())
         if files:  # their rows go by the images' places, which other images in a folder would move
             record["feature_rows_digest"] = sources["images_digest"]
         if annotate:
@@ -161,6 +162,14 @@ def check_flags(given: SimpleNamespace, checkpoints: dict[str, Path]) -> None:
         raise InputError("the distinctive encoder needs --shift_trans_type rotation or cutperm, as in its training")
 
 
+def tell_unread(query: settings.QuerySettings, needs: Sequence[str], checkpoints: dict[str, Path]) -> None:
+    """Says which settings of scores and projections were given for nothing; published commands may have them."""
+    read = dict.fromkeys(("k", "t"), "semantic" in needs) | {"views": bool(checkpoints.keys() - {"penultimate"})}
+    given = [name for name in read if getattr(query, name) != getattr(settings.QuerySettings, name)]
+    if unread := [f"--{name}" for name in given if not read[name]]:
+        log(f"--strategy {query.strategy} makes no use of {', '.join(unread)} here")
+
+
 def feature_files(query: settings.QuerySettings, needs: Sequence[str]) -> dict[str, Path]:
     """The files of features from elsewhere, by the name of the features that they are.
 
@@ -178,7 +187,8 @@ def feature_files(query: settings.QuerySettings, needs: Sequence[str]) -> dict[s
         files[name] = Path(query.features).expanduser()
     unused = files.keys() - set(needs)
     if unused and not side_by_side:
-        raise InputError(f"--strategy {query.strategy} has no use for --{unused.pop()}_features; leave it out")
+        beside = " beside --features" if query.features else ""
+        raise InputError(f"--strategy {query.strategy} has no use for --{unused.pop()}_features{beside}; leave it out")
     if query.feature_indices and not files:
         raise InputError("--feature_indices says what the rows of --features are; give both")
     return files
@@ -200,6 +210,9 @@ def checkpoint_paths(query: settings.QuerySettings, needs: Sequence[str], files:
         if not paths[name].is_file():
             remedy = f"train it with contrast_main.py --mode {mode}, or name it with --{flag}"
             raise InputError(f"the {mode} checkpoint {paths[name]} does not exist; {remedy}")
+    for mode in {MODES[name]: None for name in needs if files}:
+        if getattr(query, f"load_{mode}_path") and mode not in map(MODES.get, paths):
+            raise InputError(f"a file of features stands for the {mode} encoder: leave it or --load_{mode}_path out")
     return paths
 
 

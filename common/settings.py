@@ -28,15 +28,17 @@ RECIPES = ("proper", "original", "lfosa", "mqnet")
 
 
 def strategy(text: str) -> str:
-    """A flag's kind: the name of a strategy, or FILE.py:NAME for one's own."""
+    """A flag's kind: the name of a strategy, or FILE.py:NAME for one's own; whether that is there is seen later."""
     file, _, name = text.rpartition(":")
-    if text not in STRATEGIES and not (file.endswith(".py") and name.isidentifier() and name not in STRATEGIES):
-        known = f"one of {', '.join(STRATEGIES)}, or FILE.py:NAME with another name"
-        raise argparse.ArgumentTypeError(f"must be {known}, got {text!r}")
+    if file and name in STRATEGIES:
+        raise argparse.ArgumentTypeError(f"{text}: {name} is a built-in strategy; give yours another name")
+    # The name is that of a folder, too, and index files take no longer ones.
+    if text not in STRATEGIES and not (file.endswith(".py") and name.isidentifier() and len(name) <= 100):
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(STRATEGIES)}, or FILE.py:NAME, got {text!r}")
     return text
 
 
-strategy.metavar = "NAME"
+strategy.metavar = f"{{{','.join(STRATEGIES)},FILE.py:NAME}}"
 
 
 def strategy_name(text: str) -> str:
@@ -147,7 +149,7 @@ class QuerySettings:
     """Checkpoints, features, scores and the query."""
 
     title: ClassVar[str] = "query"
-    strategy: str = setting("ccal", "query strategy (docs/flags.md), or FILE.py:NAME for your own", kind=strategy)
+    strategy: str = setting("ccal", "query strategy, built in or your own (docs/extending.md)", kind=strategy)
     k: float = setting(100.0, "steepness of the semantic score", kind=positive)
     t: float | str = setting(
         0.9, "normalised similarity at which the semantic score is 0; auto: of image 1.25 x the query", kind=threshold
@@ -163,7 +165,7 @@ class QuerySettings:
     load_distinctive_path: str | None = option(None, "distinctive checkpoint (default: in --load_path)", metavar="FILE")
     features: str | None = option(
         None,
-        "features of images as they are, (N, D), from elsewhere, in the place of the semantic encoder's",
+        "features of the images as they are, (N, D), from elsewhere, in place of the semantic encoder",
         metavar="NPY",
     )
     semantic_features: str | None = option(None, "semantic features from elsewhere, (N, D) or (N, 1, D)", metavar="NPY")

@@ -15,7 +15,7 @@ from torch import Tensor
 from datasets.split import Split
 from evals.features import FeatureBank
 from evals.metrics import auroc, query_metrics
-from evals.query import QueryInputs, QueryResult, select
+from evals.query import QueryInputs, QueryResult, checked, select
 from evals.scores import PoolScores, Scorer
 from evals.strategies import Strategy
 
@@ -106,7 +106,7 @@ class QueryLoop:
             history=split.history,
             device=self._device,
         )
-        utilities = torch.as_tensor(self._strategy.utilities(inputs))
+        utilities = checked(self._strategy.utilities(inputs), inputs)
         result = select(utilities, inputs, queries_per_class=queries_per_class)
         seconds, by_class = time.perf_counter() - start, self._strategy.by_class
         return Cycle(number, inputs, utilities, result, split, seconds, by_class=by_class)

@@ -74,12 +74,9 @@ def select(utilities: Tensor, inputs: QueryInputs, *, queries_per_class: int) ->
     A class with fewer candidates yields what it has. ``utilities`` are (U, C), -inf where an image is no candidate.
 
     Raises:
-        InputError: They have another shape, or a value is NaN.
+        InputError: See ``checked``.
     """
-    values, shape = utilities.detach().cpu().numpy(), (len(inputs.pool), inputs.num_classes)
-    if values.shape != shape or np.isnan(values).any():
-        what = "NaN among its utilities" if values.shape == shape else f"utilities {values.shape}, not (U, C) = {shape}"
-        raise InputError(f"the strategy gave {what}: no query can be made of that")
+    values = checked(utilities, inputs).cpu().numpy()
     count, taken = queries_per_class, np.zeros(len(inputs.pool), dtype=bool)
     rows, classes, shortfall = [], [], {}
     for number in range(inputs.num_classes):
@@ -103,6 +100,23 @@ def select(utilities: Tensor, inputs: QueryInputs, *, queries_per_class: int) ->
         distinctive=_picked(inputs.scores.distinctive, row, number),
         shortfall=shortfall,
     )
+
+
+def checked(found: Tensor | np.ndarray, inputs: QueryInputs) -> Tensor:
+    """What a strategy returned, as utilities: a float tensor, (U, C), without a gradient; an array will do.
+
+    Raises:
+        InputError: It is anything else, or a value is NaN, which has no rank.
+    """
+    shape = (len(inputs.pool), inputs.num_classes)
+    is_array = isinstance(found, np.ndarray) and found.dtype.kind == "f"
+    values = torch.from_numpy(np.array(found, dtype=np.float64)) if is_array else found
+    if not isinstance(values, Tensor) or not values.is_floating_point() or tuple(values.shape) != shape:
+        what = f"{found.dtype} {tuple(found.shape)}" if hasattr(found, "dtype") else type(found).__name__
+        raise InputError(f"the strategy gave {what}: it has to give utilities (U, C), here floats {shape}")
+    if missing := int(values.isnan().any(1).sum()):
+        raise InputError(f"the strategy gave NaN for {missing} of {shape[0]} images: -inf is for no candidate")
+    return values.detach().to(torch.promote_types(values.dtype, torch.float32))  # NumPy has no bfloat16
 
 
 def best_first(inputs: QueryInputs, *values: np.ndarray) -> np.ndarray:

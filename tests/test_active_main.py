@@ -244,6 +244,49 @@ def test_posterior_takes_features_side_by_side_and_needs_no_checkpoint(finished,
     assert [len(cycle["queried"]) for cycle in finished.cycles(tmp_path)] == [0] + [12] * CYCLES
 
 
+@pytest.mark.parametrize("given", [("penultimate", "distinctive"), ("penultimate",), ("distinctive",)], ids=", ".join)
+def test_mqnet_takes_each_of_its_features_from_a_file_or_a_checkpoint(finished, tmp_path, given):
+    flags = {"penultimate": "--features", "distinctive": "--distinctive_features"}
+    words = [word for name in given for word in (flags[name], finished.folder / "features" / f"{name}.npy")]
+    words = ["--strategy", "mqnet", "--index_dir", tmp_path, "--cycles", 1, *words]
+    assert run(finished.words(*words, features="--no_feature_cache")) == 0
+    assert finished.queries(tmp_path) == finished.queries(finished.out_of("mqnet"))[:2]
+    settings = finished.cycles(tmp_path)[1]["settings"]
+    assert (settings["features"].keys(), settings["checkpoints"].keys()) == ({*given}, flags.keys() - {*given})
+
+
+OWN = """\
+import torch
+from evals.strategies import Strategy
+from evals.strategies.badge import badge as mine
+
+worthless = Strategy(lambda inputs: torch.full((len(inputs.pool), 2), torch.nan), needs=())
+"""
+
+
+def test_a_strategy_of_ones_own_goes_by_its_name(finished, tmp_path, capsys):
+    file, out = tmp_path / "own.py", tmp_path / "out"
+    file.write_text(OWN)
+    words = ["--strategy", f"{file}:mine", "--index_dir", out]
+    assert run(finished.words(*words, features="--no_feature_cache")) == 0
+    expected = [cycle | {"strategy": "mine"} for cycle in finished.queries(finished.out_of("badge"))]
+    assert finished.queries(out) == expected
+    settings = finished.cycles(out)[1]["settings"]
+    assert settings["strategy"] == "mine"
+    assert settings["strategy_digest"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    capsys.readouterr()
+    assert run(finished.words("--strategy", f"{file}:worthless", "--index_dir", tmp_path / "nothing")) == 2
+    assert "active_main.py: error: the strategy gave NaN for 80 of 80 images" in capsys.readouterr().err
+
+
+def test_what_a_strategy_does_not_read_is_said(finished):
+    said = {name: [line for line in lines if "makes no use" in line] for name, lines in finished.printed.items()}
+    expected = dict.fromkeys(("posterior", "random", "badge"), "--k, --t, --views")
+    expected |= dict.fromkeys(("distinctive", "mqnet"), "--k, --t")
+    expected = {name: [f"--strategy {name} makes no use of {flags} here"] for name, flags in expected.items()}
+    assert said == {"ccal": [], "semantic": []} | expected
+
+
 SCORE_NAMES = {
     "ccal": ["semantic similarity", "semantic", "distinctive distance", "distinctive", "query score"],
     "semantic": ["semantic similarity", "semantic", "query score"],
@@ -438,6 +481,21 @@ BAD: dict[str, tuple[Callable[[Place], object] | None, str, str]] = {
     "a cache and none": (None, "--no_feature_cache", "not allowed with argument"),
     "features for a strategy of none": (None, "--strategy random --features x.npy", "random takes no features"),
     "one file too many": (None, "--strategy semantic --distinctive_features x.npy", "has no use for --dist"),
+    "features for both encoders": (
+        None, "--features x.npy", "ccal takes --semantic_features and --distinctive_features; leave --features out"
+    ),
+    "two files of one kind": (
+        None, "--strategy mqnet --features x.npy --semantic_features x.npy", "for --semantic_features beside --features"
+    ),
+    "a file and a checkpoint": (
+        None, "--strategy badge --features x.npy --load_semantic_path {folder}/m", "encoder: leave it or --load_sem"
+    ),
+    "a mistyped strategy": (None, "--strategy posteriour", "--strategy: must be one of ccal, semantic, "),
+    "a built-in strategy's name": (None, "--strategy own.py:badge", "badge is a built-in strategy; give yours another"),
+    "a strategy of no file": (None, "--strategy {folder}/own.py:mine", "there is no file .*/own.py"),
+    "a file without the strategy": (
+        lambda place: (place.folder / "own.py").write_text(OWN), "--strategy {folder}/own.py:yours", "no function or "
+    ),
     "indices of no features": (None, "--feature_indices x.npy", "--feature_indices says what the rows"),
     "no features there": (None, "--strategy posterior --features gone.npy", "gone.npy"),
     "features of other images": (

@@ -81,6 +81,22 @@ def test_the_command_names_its_files_and_the_next_command(root, capsys):
     assert "--labels labels_cycle_2.csv" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_a_strategy_of_ones_own_is_the_same_in_each_round(root, capsys):
+    file = root / "own.py"
+    file.write_text(
+        "from evals.strategies import STRATEGIES, Strategy\n"
+        "mine = Strategy(STRATEGIES['random'].utilities, needs=(), by_class=False)\n"
+    )
+    assert annotate(root, *RANDOM, "--strategy", f"{file}:mine") == 0
+    assert annotate(root, "--labels", fill_in(root, 1)) == 0  # it is remembered
+    assert read_json(root / "query" / "cycle_1.json")["strategy"] == "mine"
+    file.write_text(file.read_text() + "# changed\n")
+    capsys.readouterr()
+    assert annotate(root, "--labels", fill_in(root, 2)) == 2
+    assert "(another version of the strategy's file): give the file as it was, or add" in capsys.readouterr().err
+    assert annotate(root, "--labels", fill_in(root, 2), "--new_settings") == 0
+
+
 def test_with_encoders(root, capsys):
     """Classes are suggested; features that were kept fit the next cycle, set-aside images included."""
     _, split = load_data_and_split(DataSettings(dataset="folder", data_path=str(root / "mine")))

@@ -20,7 +20,7 @@ if not __package__:  # run as a script: Python has put this folder on the path, 
     sys.path.insert(0, str(ROOT))
 
 from common.flags import Parser
-from common.settings import ClassifierSettings, DataSettings, ProcessSettings, identity
+from common.settings import ClassifierSettings, DataSettings, ProcessSettings, identity, strategy_name
 
 
 def build_parser() -> Parser:
@@ -161,7 +161,7 @@ def folders(classifier: ClassifierSettings, *, dataset: str, mismatch: float | N
     results/get_index_80/cifar10 for the index files of get_index_80/cifar10.
     """
     home = ROOT / "train_classifier"
-    default = default_index_dir(ROOT, dataset, mismatch, classifier.strategy)
+    default = default_index_dir(ROOT, dataset, mismatch, strategy_name(classifier.strategy))
     index = default if classifier.index_dir is None else Path(classifier.index_dir).expanduser()
     if classifier.out_path is not None:
         return index, Path(classifier.out_path).expanduser()

@@ -1,20 +1,24 @@
 """Query strategies, one file a family.
 
 A strategy is a function from ``QueryInputs`` to utilities (U, C): how much each unqueried image is worth for each
-target class, -inf where it is not a candidate. To add one, write the function, enter it in STRATEGIES with the features
-that it needs, and add its name to ``common.settings.STRATEGIES``, the flag's choices.
+target class, -inf where it is not a candidate. It may come from a user's own file, see ``find_strategy``. To add one
+here, write the function, enter it in STRATEGIES with the features that it needs, and add its name to
+``common.settings.STRATEGIES``, the flag's choices.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 import traceback
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from common import settings
 from evals.query import QueryInputs
 from evals.strategies.badge import badge
 from evals.strategies.ccal import ccal, distinctive, semantic
@@ -47,6 +51,7 @@ class Strategy:
     by_class: bool = True
 
 
+FEATURES = {"semantic", "distinctive", "penultimate"}
 UNCERTAINTY = (entropy, margin, confidence, certainty)
 RIVALS = (*UNCERTAINTY, coreset, coreset_others, badge, typiclust, neat, mahalanobis, lfosa, eoal, eaoa, e2oal)
 
@@ -62,27 +67,37 @@ STRATEGIES = {
 
 
 def find_strategy(text: str) -> Strategy:
-    """A strategy by its name, or FILE.py:NAME: a Strategy in that file, or a function of QueryInputs.
+    """A strategy by its name, or by FILE.py:NAME: a Strategy in that file, or a function of QueryInputs.
 
-    A function is taken for one that needs ``penultimate`` features.
+    A function stands for ``Strategy(function, needs=("penultimate",), by_class=False)``: an image's class is suggested
+    to people who label only where a Strategy says that it may be.
 
     Raises:
-        InputError: There is no such file or name, or the file cannot be imported.
+        InputError: There is no such strategy, file or name in it, or the file cannot be imported.
     """
     if text in STRATEGIES:
         return STRATEGIES[text]
+    try:
+        settings.strategy(text)
+    except ArgumentTypeError as error:
+        raise InputError(f"--strategy {error}") from None
     file, _, name = text.rpartition(":")
     path = Path(file).expanduser()
     if not path.is_file():
         raise InputError(f"--strategy {text}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"strategies_of_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        line = error.lineno if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1].lineno
-        raise InputError(f"{path} cannot be imported, line {line}: {type(error).__name__}: {error}") from None
+    spec = importlib.util.spec_from_file_location(f"strategies of {path.resolve()}", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
+    try:  # of the source: bytecode may be that of an earlier version
+        exec(spec.loader.source_to_code(path.read_bytes(), str(path)), vars(module))
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = lines[-1] if lines else getattr(error, "lineno", None)
+        reason = f"{f'line {line}: ' if line else ''}{type(error).__name__}: {error}"
+        raise InputError(f"--strategy {text}: {path} cannot be imported ({reason})") from error
     found = getattr(module, name, None)
     if not callable(found) and not isinstance(found, Strategy):
-        raise InputError(f"--strategy {text}: {path} has no strategy {name}, a function of QueryInputs or a Strategy")
-    return found if isinstance(found, Strategy) else Strategy(found, needs=("penultimate",))
+        raise InputError(f"--strategy {text}: {path} has no function or Strategy of the name {name}")
+    found = found if isinstance(found, Strategy) else Strategy(found, needs=("penultimate",), by_class=False)
+    if not isinstance(found.needs, tuple) or not {*found.needs} <= FEATURES:
+        raise InputError(f"--strategy {text} needs {found.needs!r}, not a tuple of {', '.join(sorted(FEATURES))}")
+    return found

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datasets.split import make_split
-from evals.query import QueryInputs, QueryResult, best_first, check_budget, dealt, select
+from evals.query import QueryInputs, QueryResult, best_first, check_budget, checked, dealt, select
 from evals.scores import PoolScores
 from utils import InputError
 
@@ -146,7 +146,34 @@ def test_a_query_that_pool_or_labeled_set_cannot_serve_is_refused(queries_per_cl
         check_budget(split, LABELS, queries_per_class, needs)
 
 
-@pytest.mark.parametrize("utilities", [[[math.nan], [0]], [[1, 2], [3, 4]], [[1]]])
-def test_utilities_that_rank_nothing_are_refused(utilities):
-    with pytest.raises(InputError, match="the strategy gave"):
-        select(torch.tensor(utilities, dtype=torch.float32), make_inputs([5, 6], 1), queries_per_class=1)
+@pytest.mark.parametrize(
+    ("given", "phrase"),
+    [
+        (torch.tensor([[math.nan], [0]]), "the strategy gave NaN for 1 of 2 images"),
+        (np.array([[0.0], [np.nan]]), "the strategy gave NaN for 1 of 2 images"),
+        (torch.ones(2, 2), r"gave torch.float32 \(2, 2\): it has to give utilities \(U, C\), here floats \(2, 1\)"),
+        (torch.ones(2), r"gave torch.float32 \(2,\)"),
+        (np.ones((1, 1)), r"gave float64 \(1, 1\)"),
+        (torch.ones(2, 1, dtype=torch.uint8), r"gave torch.uint8 \(2, 1\)"),  # whose negative is no order
+        ([[1.0], [2.0]], "gave list: "),
+        (None, "gave NoneType: "),
+    ],
+)
+def test_what_are_no_utilities(given, phrase):
+    with pytest.raises(InputError, match=phrase):
+        select(given, make_inputs([5, 6], 1), queries_per_class=1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        torch.tensor([[1.0], [2.0]], requires_grad=True),
+        torch.tensor([[1.0], [2.0]], dtype=torch.bfloat16),
+        np.array([[2.0], [1.0]])[::-1],
+        np.array([[1], [2]], dtype=">f2"),
+    ],
+)
+def test_utilities_of_any_precision_and_of_numpy(given):
+    inputs = make_inputs([5, 6], 1)
+    assert select(given, inputs, queries_per_class=1).indices.tolist() == [6]
+    assert not checked(given, inputs).requires_grad

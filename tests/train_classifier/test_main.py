@@ -306,11 +306,12 @@ def test_folders_do_not_depend_on_where_the_command_starts(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     home = ROOT / "train_classifier"
 
-    def found(**settings: str) -> tuple[Path, Path]:
-        return folders(ClassifierSettings(strategy="random", **settings), dataset="cifar10", mismatch=0.8)
+    def found(strategy: str = "random", **settings: str) -> tuple[Path, Path]:
+        return folders(ClassifierSettings(strategy=strategy, **settings), dataset="cifar10", mismatch=0.8)
 
     index = default_index_dir(ROOT, "cifar10", 0.8, "random")
     assert found() == (index, home / "results" / "get_index_80" / "cifar10" / "random")
+    assert found("their/strategies.py:random") == found()
     assert found(index_dir="mine/") == (Path("mine"), home / "results" / "mine")
     assert found(index_dir="mine", out_path="there") == (Path("mine"), Path("there"))
 
