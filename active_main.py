@@ -129,6 +129,9 @@ def parse(argv: Sequence[str] | None) -> SimpleNamespace:
     given = build_parser().parse(words)
     if given.query.index_dir and (given.annotation.annotate or given.annotation.export):
         given = build_parser().parse([*remembered(Path(given.query.index_dir)), *words])
+    own = given.query.strategy
+    if given.annotation.annotate and ":" in own and not any(word.endswith(own) for word in words):
+        raise InputError(f"{given.query.index_dir} remembers --strategy {own}, a file that would be run: give it again")
     return given
 
 
@@ -344,7 +347,8 @@ def query_people(
 def labeling_command(waiting: AnnotationQuery, folder: Path, given: SimpleNamespace) -> str:
     """What takes the labels of a query, as soon as there are any; the index folder remembers the other settings."""
     remember(folder, as_flags(*vars(given).values(), but=EACH_ROUND))
-    return command("active_main.py", ["--annotate", "--index_dir", str(folder), "--labels", waiting.labels_file])
+    own = ["--strategy", given.query.strategy] if ":" in given.query.strategy else []
+    return command("active_main.py", ["--annotate", "--index_dir", str(folder), *own, "--labels", waiting.labels_file])
 
 
 def classifier_command(given: SimpleNamespace, folder: Path, cycle: int, split: Split) -> str:

@@ -87,14 +87,20 @@ def test_a_strategy_of_ones_own_is_the_same_in_each_round(root, capsys):
         "from evals.strategies import STRATEGIES, Strategy\n"
         "mine = Strategy(STRATEGIES['random'].utilities, needs=(), by_class=False)\n"
     )
-    assert annotate(root, *RANDOM, "--strategy", f"{file}:mine") == 0
-    assert annotate(root, "--labels", fill_in(root, 1)) == 0  # it is remembered
+    own = ["--strategy", f"{file}:mine"]
+    assert annotate(root, *RANDOM, *own) == 0
+    following = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.join([*own, "--labels"]) in following
+    assert annotate(root, f"--strategy={file}:mine", "--labels", fill_in(root, 1)) == 0
     assert read_json(root / "query" / "cycle_1.json")["strategy"] == "mine"
-    file.write_text(file.read_text() + "# changed\n")
+    file.write_text(f"{file.read_text()}open({str(root / 'ran')!r}, 'w')\n")
     capsys.readouterr()
-    assert annotate(root, "--labels", fill_in(root, 2)) == 2
+    assert annotate(root, "--labels", fill_in(root, 2)) == 2  # a folder that somebody else made may name any file
+    assert f"query remembers --strategy {file}:mine, a file that would be run: give it" in capsys.readouterr().err
+    assert not (root / "ran").exists()
+    assert annotate(root, *own, "--labels", fill_in(root, 2)) == 2
     assert "(another version of the strategy's file): give the file as it was, or add" in capsys.readouterr().err
-    assert annotate(root, "--labels", fill_in(root, 2), "--new_settings") == 0
+    assert annotate(root, *own, "--labels", fill_in(root, 2), "--new_settings") == 0
 
 
 def test_with_encoders(root, capsys):
