@@ -152,10 +152,15 @@ def standings(rows: Sequence[ComparisonRow]) -> list[Standing]:
     return sorted(found, key=order)
 
 
+def farthest(found: Sequence[Standing]) -> list[Standing]:
+    """Of standings with one classifier those that have come farthest, without the ceiling."""
+    own = [standing for standing in found if standing.strategy != CEILING]
+    return [standing for standing in own if standing.progress == max(rival.progress for rival in own)]
+
+
 def mark(own: Standing, column: str, found: Sequence[Standing]) -> str:
-    """``best``, ``close`` to it or nothing, among the strategies, with one classifier, that have come farthest."""
-    rivals = [rival for rival in found if rival.strategy != CEILING]
-    rivals = [rival for rival in rivals if rival.progress == max(rival.progress for rival in rivals)]
+    """``best`` of the standings with one classifier that have come farthest, ``close`` to it, or nothing."""
+    rivals = farthest(found)
     values = [rival.means[column] for rival in rivals if rival.means[column]]
     if own not in rivals or not own.means[column]:
         return ""
@@ -173,7 +178,7 @@ def seeds_text(own: Standing, found: Sequence[Standing]) -> str:
         words.append(f"{own.progress[0]} of {cycles} cycles")
     elif asked < most:
         words.append(f"{asked:,.0f} of {most:,.0f} answers")
-    if own.measured != measured[: len(own.runs[0])]:
+    if own.measured != tuple(cycle for cycle in measured if cycle < len(own.runs[0])):
         words.append(f"accuracy of cycles {', '.join(map(str, own.measured)) or 'none'}")
     return "; ".join(words)
 
@@ -197,7 +202,7 @@ def markdown_table(found: Sequence[Standing]) -> str:
 
 def text_table(found: Sequence[Standing]) -> str:
     """The same for a terminal: * is the best of a column, ~ within one deviation of it."""
-    made = table(found, lambda text, kind: f"{text} {kind[:1].translate({98: '*', 99: '~'}) or ' '}")
+    made = table(found, lambda text, kind: f"{text} { {'best': '*', 'close': '~'}.get(kind, ' ') }")
     return results_file.plain_table([made.heading, *made.rows])
 
 
@@ -235,17 +240,15 @@ def figures(found: Sequence[Standing], suffix: str) -> list[Figure]:
         labels = {"xlabel": "answers bought", "ylabel": f"{words} (%)", "percent": "accuracy" not in field}
         panel = plots.draw_panel(field + suffix, partial(plots.draw_curves, curves=curves, bands=True, **labels))
         ends = [f"{own.name} from {own.points[0][1]:.4g} to {own.points[-1][1]:.4g} %" for own in curves]
-        title, values = (
-            f"{words.capitalize()}, by answers bought",
-            Table(["strategy", "answers", words, "deviation"], rows),
-        )
+        title, values = f"{words.capitalize()}, by answers", Table(["strategy", "answers", words, "deviation"], rows)
         made.append(Figure(panel, title + note, f"{title}: {'; '.join(ends)}", values))
-    pairs = {name: (by_name[name].means[PRECISION], by_name[name].means[ACCURACY]) for name in (*looks, *grey)}
+    equal = [by_name[name] for name in (*looks, *grey) if by_name[name] in farthest(found)]
+    pairs = {own.strategy: (own.means[PRECISION], own.means[ACCURACY]) for own in equal}
     rows = [[name, x.mean, y.mean, x.deviation, y.deviation] for name, (x, y) in pairs.items() if x and y]
     if rows:
         labels = {"xlabel": f"{PRECISION} (%)", "ylabel": f"{ACCURACY} (%)"}
         draw = partial(plots.draw_dots, dots=[curve(name, [point]) for name, *point in rows], **labels)
-        title = "Final accuracy by mean precision: the top right is best"
+        title = "Final accuracy by mean precision, of strategies with all cycles: the top right is best"
         ends = [f"{name} {x:.4g} and {y:.4g} %" for name, x, y, *_ in rows]
         values = Table(["strategy", PRECISION, ACCURACY, "deviation of precision", "of accuracy"], rows)
         panel = plots.draw_panel(f"precision_accuracy{suffix}", draw, height=5)
