@@ -6,6 +6,7 @@ where it was stopped, and one with further strategies or seeds adds these.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import multiprocessing
@@ -30,7 +31,9 @@ CEILING = "ceiling"  # an oracle that queries nothing but targets: what a pool w
 
 
 def strategy(text: str) -> str:
-    """A flag's kind: a strategy, ``all`` or ``ceiling``."""
+    """A flag's kind: a strategy, ``all`` or ``ceiling``, of which no file's can have the name."""
+    if text not in ("all", CEILING) and strategy_name(text) in ("all", CEILING):
+        raise argparse.ArgumentTypeError(f"{text}: give your own strategy another name than {strategy_name(text)}")
     return text if text in ("all", CEILING) else settings.strategy(text)
 
 
@@ -267,7 +270,10 @@ def chosen_strategies(asked: Sequence[str], files: dict[str, Path]) -> list[str]
             raise InputError(
                 f"--strategies {name} needs {' and '.join(sorted(lacking))} features: give a file or encoder"
             )
-    return list(dict.fromkeys(names))
+    names = list(dict.fromkeys(names))
+    if twice := [name for name in names if sum(strategy_name(name) == strategy_name(other) for other in names) > 1]:
+        raise InputError(f"--strategies {' '.join(twice)} have one name: the rows could not be told apart")
+    return names
 
 
 def begin_run(run: Path, given: SimpleNamespace, files: dict[str, Path], words: Sequence[str]) -> None:
@@ -447,7 +453,7 @@ def linear_accuracies(
         predicted = fit(world.table[labeled], split.class_numbers(data.train_labels[labeled])).predict(test[0])
         seconds = round(time.perf_counter() - start, 3)
         values = (predicted == test[1]).mean(), balanced_accuracy_score(test[1], predicted)
-        accuracies.append((*(100 * float(value) for value in values), seconds))
+        accuracies.append((*(round(100 * float(value), 4) for value in values), seconds))
     return accuracies
 
 
@@ -494,7 +500,7 @@ def rows_of(
             found=file.metrics.get("found", 0),
             labeled=len(file.labeled),
             precision=file.metrics.get("precision"),
-            recall=100 * (counted + len(file.labeled) - start) / targets,
+            recall=round(100 * (counted + len(file.labeled) - start) / targets, 4),
             **dict(zip(("accuracy", "balanced_accuracy", "training_seconds"), accuracies.get(file.cycle, [None] * 3))),
             query_seconds=file.seconds,
         )
