@@ -47,7 +47,7 @@ def strategies(root, tmp_path, monkeypatch):
 
 def test_the_pages_command_queries_by_the_pages_strategy(root, strategies):
     """On the digits, with pixels as features: margins alone look for others, and the detector's margins for targets."""
-    (line,) = blocks(root / "docs" / "extending.md", "bash")
+    line = blocks(root / "docs" / "extending.md", "bash")[0]
     words = shlex.split(line.partition("active_main.py")[2])
     words += "--dataset digits --mismatch 0.5 --queries_per_class 20 --cycles 3 --device cpu".split()
     data, _ = datasets.load_data_and_split(DataSettings(dataset="digits", mismatch=0.5))

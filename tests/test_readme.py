@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import active_main
+import benchmark
 import benchmarks.beyond_purity
 import benchmarks.cifar10_h200
 import benchmarks.cifar10_npz
@@ -34,6 +35,7 @@ MODULES = {
     "evals.report": evals.report.__main__,
     "evals.summary": evals.summary,
     "reproduce.py": reproduce,
+    "benchmark.py": benchmark,
     "benchmarks.beyond_purity": benchmarks.beyond_purity,
     "benchmarks.cifar10_h200": benchmarks.cifar10_h200,
     "benchmarks.cifar10_npz": benchmarks.cifar10_npz,
