@@ -7,8 +7,10 @@ where it was stopped, and one with further strategies or seeds adds these.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
+import io
 import multiprocessing
 import shlex
 import signal
@@ -470,7 +472,8 @@ def scratch_accuracies(
     for file in files:
         place = ["--index_dir", str(index_dir), "--out_path", str(out), "--strategy", unit.strategy]
         place += ["--number", str(file.cycle), "--cycles", str(file.cycle), "--runs", "1"]
-        train_classifiers([*as_flags(world.settings, recipe, process), *place])
+        with contextlib.redirect_stdout(io.StringIO()):  # the rows say all
+            train_classifiers([*as_flags(world.settings, recipe, process), *place])
         rows = [
             row for row in results_file.read_rows(out / "results.csv") if (row.cycle, row.seed) == (file.cycle, seed)
         ]
