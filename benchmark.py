@@ -10,11 +10,14 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import io
 import multiprocessing
+import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,11 +25,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from common import settings
 from common.flags import Parser, as_flags, natural, pick, positive_int
-from common.paper import BENCHMARKS, FULL_SIZE
+from common.paper import BENCHMARKS
 from common.settings import strategy_name
 
 CEILING = "ceiling"  # an oracle that queries nothing but targets: what a pool without others would give
@@ -73,10 +76,11 @@ class ComparisonSettings:
     jobs: int = settings.option(1, "strategies at once, each in a process of its own", kind=positive_int)
 
 
-PLACES = ("data_path", "others_path", "cache_dir")  # which may change from command to command
-QUERY = ["k", "t", "views", "feature_dtype", "queries_per_class", "load_path", "load_semantic_path"]
-QUERY += ["load_distinctive_path", "features", "semantic_features", "distinctive_features", "no_strict"]
-QUERY += ["test_batch_size", "cycles"]
+PLACES = ("data_path", "cache_dir")  # which may change from command to command
+NETWORK = ("recipe", "epochs", "batch_size", "lr")  # settings of --classifier scratch alone
+DATA = ("dataset", "data_path", "mismatch", "target_classes", "initial_budget", "initial_others", "split_seed")
+QUERY = ("features", "semantic_features", "distinctive_features", "load_path", "load_semantic_path")
+QUERY += ("load_distinctive_path", "views", "k", "t", "queries_per_class", "cycles")
 
 
 def build_parser() -> Parser:
@@ -84,12 +88,12 @@ def build_parser() -> Parser:
     return Parser(
         __doc__,
         comparison=ComparisonSettings,
-        data=settings.DataSettings,
+        data=pick(settings.DataSettings, *DATA, "image_size", "cache_dir"),
         query=pick(settings.QuerySettings, *QUERY, cycles=None),
-        classifier=pick(settings.ClassifierSettings, "recipe", "epochs", "batch_size", "lr", recipe=None),
+        classifier=pick(settings.ClassifierSettings, *NETWORK, recipe=None),
         encoder=settings.EncoderSettings,
         crop=settings.CropSettings,
-        process=settings.ProcessSettings,
+        process=pick(settings.ProcessSettings, "device", "max_minutes", "quiet", "debug"),
     )
 
 
@@ -99,12 +103,11 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from sklearn.metrics import balanced_accuracy_score
-from threadpoolctl import threadpool_limits
 
-from active_main import checkpoint_paths, extraction_of, load_encoders
+from active_main import MODES, checkpoint_paths, extraction_of, load_encoders
 from common.console import as_a_stage, finish, log, progress, set_quiet
-from common.files import SMALL_JSON, read_json, require_writable, write_json
-from common.provenance import file_digest
+from common.files import require_writable, write_json
+from common.provenance import file_digest, image_digest, int64_digest
 from common.session import StopRequest, folder_lock, run_command, session
 from datasets import Dataset, Split, class_numbers, load_data_and_split, load_dataset, results_file
 from datasets.index_files import IndexFile, index_path, read_index_file, write_index_file
@@ -114,7 +117,7 @@ from evals.features import FeatureBank, MappedFeatures, given_features
 from evals.index_folder import begin, index_file
 from evals.query import QueryInputs, check_budget, dealt
 from evals.report.__main__ import main as write_report
-from evals.report.comparison import ComparisonRow, read_rows
+from evals.report.comparison import ComparisonRow, read_benchmark, read_rows
 from evals.strategies import STRATEGIES, Strategy, find_strategy
 from evals.strategies.linear import fit, z_scores
 from train_classifier.main import main as train_classifiers
@@ -159,15 +162,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_writable(run, "--out")
     with StopRequest(max_minutes=given.process.max_minutes, raises=True) as stop, folder_lock(run), as_a_stage():
         stop.kept = f"what is done is in {run}; the same command continues it"
-        rows = read_rows(run / "results.csv")
+        rows, record = read_rows(run / "results.csv"), settings_of(given)
+        compare(run, record)  # before anything is computed
         files = feature_files(given, run)
         names = chosen_strategies(wanted.strategies, files)
-        begin_run(run, given, files, words)
         units = [unit for unit in all_units(given, names) if not is_done(unit, rows, given)]
-        log(f"{len(names)} strategies, {len(wanted.seeds)} seeds; {len(units)} queries to make or to go on with")
+        record["feature_digests"] = {name: file_digest(path) for name, path in files.items()}
+        begin_run(run, record, given, words)
+        log(f"{len(names)} strategies, {len({*wanted.seeds})} seeds; {len(units)} queries to make or to go on with")
         for done in progress(work_off(units, words, files, wanted.jobs), description="queries", total=len(units)):
-            keys = {(row.strategy, row.classifier, row.seed, row.cycle) for row in done}
-            rows = [row for row in rows if (row.strategy, row.classifier, row.seed, row.cycle) not in keys] + done
+            rows = merged(rows, done)
             results_file.write_csv(run / "results.csv", rows)
             found = ", ".join(str(row.found) for row in done if row.seed == done[0].seed and row.cycle)
             log(f"{done[0].strategy}, seed {done[0].seed}: found {found}; accuracy {done[-1].accuracy or 0:.2f} %")
@@ -175,34 +179,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     finish([run / name for name in ("results.csv", "table.md", "report.html")])
 
 
-def size_of(data: Dataset) -> float:
-    """What the protocols' numbers are multiplied by: 1, or the share of FULL_SIZE of less than half as many images."""
-    share = len(data.train_labels) / FULL_SIZE
-    return 1.0 if share >= 0.5 else share
+def merged(rows: Sequence[ComparisonRow], new: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """Rows with new ones in the place of their predecessors, whose accuracy stays where the new ones have none."""
+    known = {(row.strategy, row.classifier, row.seed, row.cycle): row for row in rows}
+    for row in new:
+        key = row.strategy, row.classifier, row.seed, row.cycle
+        if row.accuracy is None and key in known:
+            kept = ("accuracy", "balanced_accuracy", "training_seconds")
+            row = dataclasses.replace(row, **{name: getattr(known[key], name) for name in kept})
+        known[key] = row
+    return [*known.values()]
 
 
 def protocol_data(given: SimpleNamespace, data: Dataset, seed: int) -> settings.DataSettings:
     """The data settings with what the protocol says of split and start, where no flag says otherwise."""
-    protocol, asked = BENCHMARKS[given.comparison.protocol], given.data
-    size, classes = size_of(data), asked.target_classes
+    protocol, asked = BENCHMARKS[given.comparison.protocol], settings.DataSettings(**vars(given.data))
+    classes, initial, others = asked.target_classes, asked.initial_budget, asked.initial_others
+    mismatch = protocol.mismatch if asked.mismatch is None else asked.mismatch
     if classes is None and protocol.share:
         classes = tuple(range(round(protocol.share * data.num_classes)))
     elif classes is None and protocol.sets and data.num_classes == 10:
         classes = protocol.sets[seed % len(protocol.sets)]
-    mismatch = protocol.mismatch if asked.mismatch is None else asked.mismatch
-    initial, others = asked.initial_budget, asked.initial_others
-    if initial is None and protocol.initial is None:
+    if protocol.with_others:
+        if mismatch == "all" and None in (initial, others):
+            raise InputError("--protocol mqnet needs a --mismatch in numbers, or --initial_budget and --initial_others")
+        initial = round(protocol.initial * (1 - mismatch)) if initial is None else initial
+        others = round(protocol.initial * mismatch) if others is None else others
+    elif initial is None and protocol.initial is None:
         targets = np.isin(data.train_labels, class_numbers(classes, data.class_names)).sum()
         initial = max(len(classes), round((0.01 if data.num_classes < 100 else 0.08) * targets))
-    elif initial is None and protocol.with_others:
-        if classes is None or mismatch == "all":
-            raise InputError(
-                "--protocol mqnet needs --target_classes here, a --mismatch in numbers, or --initial_budget"
-            )
-        known = round(protocol.initial * size)
-        initial, others = round(known * (1 - mismatch)), round(known * mismatch) if others is None else others
-    elif initial is None and size == 1:
-        initial = protocol.initial
     split = {"split_seed": seed, "target_classes": classes, "mismatch": mismatch}
     return dataclasses.replace(asked, **split, initial_budget=initial, initial_others=others)
 
@@ -219,12 +224,15 @@ def feature_files(given: SimpleNamespace, run: Path) -> dict[str, Path]:
     named = {"penultimate": query.features, "semantic": query.semantic_features}
     named |= {"distinctive": query.distinctive_features}
     files = {name: Path(file).expanduser() for name, file in named.items() if file}
+    if lost := [str(path) for path in files.values() if not path.is_file()]:
+        raise InputError(f"there is no file {lost[0]} of features")
     paths = {}
     for name in named.keys() - files.keys():
         try:
             paths |= checkpoint_paths(query, [name], {})
         except InputError:  # whoever needs it is left out, or refused by name
-            continue
+            if getattr(query, f"load_{MODES[name]}_path"):
+                raise
     if paths:
         files |= made_features(paths, given, run)
     if given.comparison.classifier == "linear" and "penultimate" not in files:
@@ -237,8 +245,12 @@ def feature_files(given: SimpleNamespace, run: Path) -> dict[str, Path]:
 
 def made_features(paths: dict[str, Path], given: SimpleNamespace, run: Path) -> dict[str, Path]:
     """Features of all images, written by the encoders; those that are there already are kept."""
-    given = SimpleNamespace(**vars(given), annotation=settings.AnnotationSettings())
-    with session(given.process, precision=given.encoder.precision, on_stop="raise", alone=True) as current:
+    parts = {"data": settings.DataSettings(**vars(given.data)), "annotation": settings.AnnotationSettings()}
+    parts["query"] = settings.QuerySettings(**{**vars(given.query), "cycles": cycles_of(given)})
+    given = SimpleNamespace(**{**vars(given), **parts})
+    with session(
+        settings.ProcessSettings(**vars(given.process)), precision=given.encoder.precision, on_stop="raise", alone=True
+    ) as current:
         data = read_data(given.data)
         encoder = given.encoder.resolved(image_size=given.data.image_size, precision=current.precision.name)
         images = np.concatenate([data.train_images, data.test_images])
@@ -251,10 +263,8 @@ def made_features(paths: dict[str, Path], given: SimpleNamespace, run: Path) -> 
     return {name: run / "features" / f"{name}.npy" for name in paths}
 
 
-def read_data(asked: settings.DataSettings) -> Dataset:
-    """The data set, before any split; raises InputError where there is no oracle to simulate, or no fixed pool."""
-    if asked.others:
-        raise InputError("--others draws other images for each seed, of which there can be no features: leave it out")
+def read_data(asked: Any) -> Dataset:
+    """The data set, before any split; raises InputError where there is no oracle to simulate."""
     data = load_dataset(asked.dataset, asked.data_path, image_size=asked.image_size, cache_dir=asked.cache_dir)
     if not data.has_oracle:
         raise InputError(f"{asked.data_path}/unlabeled has no labels: there is no query to simulate")
@@ -278,23 +288,46 @@ def chosen_strategies(asked: Sequence[str], files: dict[str, Path]) -> list[str]
     return names
 
 
-def begin_run(run: Path, given: SimpleNamespace, files: dict[str, Path], words: Sequence[str]) -> None:
-    """Writes benchmark.json, or compares it; raises InputError where the run was made with other settings."""
-    groups = (given.comparison, given.query, given.classifier, given.crop, given.process)
-    record = settings.identity(*groups) | settings.as_record(given.data)
-    record = {name: value for name, value in record.items() if name not in PLACES}
-    record["cycles"], record["feature_digests"] = cycles_of(given), {n: file_digest(p) for n, p in files.items()}
-    path, shown = run / "benchmark.json", {name: str(value) for name, value in files.items()}
-    if path.is_file():
-        before = read_json(path, limit=SMALL_JSON).get("settings")
-        if not isinstance(before, dict):
-            raise InputError(f"{path} is damaged; restore it, or give another --out")
-        settings.require_same(before, record, what=run, remedy="give another --out")
-    about = (
-        f"protocol {given.comparison.protocol}, {given.data.dataset}; features: {', '.join(sorted(shown)) or 'none'}"
-    )
+def settings_of(given: SimpleNamespace) -> dict[str, Any]:
+    """What all rows of a run have in common, features aside."""
+    data = read_data(given.data)
+    record = settings.identity(given.comparison, given.query, classifier_of(given), given.encoder, given.crop)
+    record |= settings.as_record(given.data) | {"cycles": cycles_of(given)}
+    parts = [[image_digest(images, np.arange(len(images)))] for images in (data.train_images, data.test_images)]
+    parts += [[int64_digest(labels)] for labels in (data.train_labels, data.test_labels)]
+    record["data_digest"] = hashlib.sha256(str(parts).encode()).hexdigest()
+    return {name: value for name, value in record.items() if name not in PLACES}
+
+
+def compare(run: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The settings on record, where there are any; raises InputError where they are others."""
+    if not (run / "benchmark.json").is_file():
+        if (run / "queries").exists() or (run / "results.csv").exists():
+            raise InputError(f"{run} holds results without benchmark.json, which says of what: give another --out")
+        return {}
+    before = read_benchmark(run)["settings"]
+    compared = [name for name in record if name not in NETWORK or None not in (before.get("recipe"), record["recipe"])]
+    recorded, wanted = ({name: values.get(name) for name in compared} for values in (before, record))
+    settings.require_same(recorded, wanted, what=run, remedy="give another --out")
+    return before
+
+
+def begin_run(run: Path, record: dict[str, Any], given: SimpleNamespace, words: Sequence[str]) -> None:
+    """Writes benchmark.json, with the network's settings as soon as there are any."""
+    before, features = compare(run, record), ", ".join(sorted(record["feature_digests"])) or "none"
+    if record["recipe"] is None:
+        record |= {name: before.get(name) for name in NETWORK}
+    about = f"protocol {given.comparison.protocol}, {given.data.dataset}; features: {features}"
     command = shlex.join(["python", "benchmark.py", *words])
-    write_json(path, {"format_version": 1, "settings": record, "about": about, "command": command})
+    write_json(run / "benchmark.json", {"format_version": 1, "settings": record, "about": about, "command": command})
+
+
+def classifier_of(given: SimpleNamespace) -> Any:
+    """The network's settings, with the protocol's recipe where none is given; of the linear model all are None."""
+    if given.comparison.classifier == "linear":
+        return dataclasses.replace(given.classifier, **dict.fromkeys(NETWORK))
+    recipe = given.classifier.recipe or BENCHMARKS[given.comparison.protocol].recipe
+    return dataclasses.replace(given.classifier, recipe=recipe)
 
 
 def cycles_of(given: SimpleNamespace) -> int:
@@ -303,13 +336,15 @@ def cycles_of(given: SimpleNamespace) -> int:
 
 def all_units(given: SimpleNamespace, names: Sequence[str]) -> Iterator[Unit]:
     """Seed by seed, so that a process seldom changes its split."""
-    seeds = given.comparison.seeds
+    seeds = tuple(dict.fromkeys(given.comparison.seeds))
     if given.comparison.vary == "training":
         if given.comparison.classifier == "linear":
             raise InputError("--vary training varies nothing where --classifier linear, which has no seed, is trained")
-        yield from (Unit(name, given.data.split_seed, tuple(seeds)) for name in names)
+        yield from (Unit(name, given.data.split_seed, seeds) for name in names)
+    elif given.data.split_seed:
+        raise InputError("--split_seed goes with --vary training: otherwise --seeds draw the splits")
     else:
-        yield from (Unit(name, seed, (seed,)) for seed in dict.fromkeys(seeds) for name in names)
+        yield from (Unit(name, seed, (seed,)) for seed in seeds for name in names)
 
 
 def is_done(unit: Unit, rows: Sequence[ComparisonRow], given: SimpleNamespace) -> bool:
@@ -340,25 +375,31 @@ def work_off(
     if jobs == 1:
         yield from (run_unit(words, files, unit) for unit in units)
         return
-    cores = max(1, (multiprocessing.cpu_count()) // jobs)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, multiprocessing.cpu_count() // jobs)))  # the processes' own
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=prepare, initargs=(cores,)) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=prepare) as pool:
         try:
             for future in as_completed([pool.submit(run_unit, words, files, unit) for unit in units]):
                 yield future.result()
         except BrokenProcessPool:
-            raise InputError("a process was killed, perhaps for want of memory: take fewer --jobs") from None
+            raise InputError("a process was killed, possibly out of memory; use fewer --jobs") from None
         finally:
             for child in multiprocessing.active_children():
                 child.terminate()
 
 
-def prepare(cores: int) -> None:
+def prepare() -> None:
     """Sets a process up: Ctrl-C is the first one's to take, which ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_quiet(True)
-    torch.set_num_threads(cores)
-    threadpool_limits(cores)
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def end_with(parent: int) -> None:
+    """Ends this process when its parent is gone, even if that was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def run_unit(words: Sequence[str], files: dict[str, Path], unit: Unit) -> list[ComparisonRow]:
@@ -392,7 +433,7 @@ def world_of(words: tuple[str, ...], files: tuple[tuple[str, Path], ...], seed: 
                 f"--classifier linear needs two target classes, and in {penultimate} a row for all {every}"
             )
         table = z_scores(values, values[indices])
-    share = BENCHMARKS[given.comparison.protocol].budget * size_of(data) / len(split.target_classes)
+    share = BENCHMARKS[given.comparison.protocol].budget / len(split.target_classes)
     budget = given.query.queries_per_class or max(1, round(share))
     return World(asked, data, split, banks, table, budget)
 
@@ -465,15 +506,13 @@ def scratch_accuracies(
     """Of the protocol's network, by the classifier's own command, which keeps what is done."""
     name, index_dir = strategy_name(unit.strategy), query_folder(given, unit)
     out = Path(given.comparison.out) / "classifiers" / name / f"seed_{unit.seed}"
-    recipe = given.classifier.recipe or BENCHMARKS[given.comparison.protocol].recipe
-    recipe = dataclasses.replace(given.classifier, recipe=recipe)
-    process = dataclasses.replace(given.process, seed=seed, quiet=True, max_minutes=None)
+    process = settings.ProcessSettings(device=given.process.device, seed=seed, quiet=True)
     accuracies = []
     for file in files:
         place = ["--index_dir", str(index_dir), "--out_path", str(out), "--strategy", unit.strategy]
         place += ["--number", str(file.cycle), "--cycles", str(file.cycle), "--runs", "1"]
         with contextlib.redirect_stdout(io.StringIO()):  # the rows say all
-            train_classifiers([*as_flags(world.settings, recipe, process), *place])
+            train_classifiers([*as_flags(world.settings, classifier_of(given), process), *place])
         rows = [
             row for row in results_file.read_rows(out / "results.csv") if (row.cycle, row.seed) == (file.cycle, seed)
         ]

@@ -105,11 +105,11 @@ class Benchmark:
 
     Attributes:
         mismatch: Share of other classes in the pool; ``all`` for the whole rest of the data set.
-        budget: Images queried a cycle, of FULL_SIZE training images; of less than half as many, that share.
+        budget: Images queried a cycle.
         cycles: How many.
         recipe: Of the classifier that is trained from scratch.
-        initial: Images known at first, likewise; None for 1 % of the target classes' images, and 8 % in data sets of
-            100 classes and more.
+        initial: Images known at first, where the data set's PROTOCOLS entry says nothing else; None for 1 % of the
+            target classes' images, and 8 % in data sets of 100 classes and more.
         with_others: Whether the initial set has others in the pool's proportion.
         start_counts: Whether the recall counts the initial labeled images, above and below the line.
         share: Of the classes, the first ones, which are the targets; None for those of ``sets`` or the data set's own.
@@ -127,7 +127,6 @@ class Benchmark:
     sets: tuple[tuple[int, ...], ...] = ()
 
 
-FULL_SIZE = 50_000
 BENCHMARKS = {
     "ccal": Benchmark(DEFAULT_MISMATCH, budget=1500, cycles=5, recipe="proper", initial=DEFAULT_BUDGET),
     # Ning et al., CVPR 2022; BUAL (Zong et al., ECCV 2024) has eight cycles of it. Queried others leave the pool here.

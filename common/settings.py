@@ -283,6 +283,7 @@ DIGESTS = {
         "other images than the rows of the features are of",
         "features of the images as they are now",
     ),
+    "data_digest": ("other images or labels", "that run's --data_path"),
     "strategy_digest": ("another version of the strategy's file", "the file as it was"),
     "init_digest": ("other weights to start from", "that run's --init"),
     "checkpoint_digests": ("other encoders", "that query's checkpoints"),

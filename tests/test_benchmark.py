@@ -12,7 +12,7 @@ import pytest
 
 import active_main
 import benchmark
-from common.paper import BENCHMARKS
+from common.paper import BENCHMARKS, PROTOCOLS
 from common.session import run_command
 from datasets.index_files import read_index_file
 from datasets.split import make_split
@@ -88,10 +88,12 @@ def without_time(path: Path) -> list:
 def test_the_protocols_splits_of_cifar10(protocol, seed, classes, labeled, aside, targets, others, budget):
     labels = np.arange(50_000) % 10
     data = SimpleNamespace(train_labels=labels, num_classes=10, class_names=tuple("abcdefghij"))
-    given = benchmark.build_parser().parse(["--out", "x", "--protocol", protocol, "--features", "x.npy"])
+    given = benchmark.build_parser().parse(["--out", "x", "--protocol", protocol])
     asked = benchmark.protocol_data(given, data, seed)
     draw = {"target_classes": asked.target_classes or (0, 1), "mismatch": asked.mismatch, "seed": asked.split_seed}
-    counts = {"initial_budget": asked.initial_budget, "initial_others": asked.initial_others or 0}
+    # What is left to the data set, CIFAR-10's entry in PROTOCOLS says.
+    counts = {"initial_budget": asked.initial_budget or PROTOCOLS["cifar10"].initial_budget}
+    counts["initial_others"] = asked.initial_others or 0
     split = make_split(labels, labels, **draw, **counts)
     is_target = np.isin(labels[split.unlabeled], classes)
     assert (split.target_classes, len(split.labeled), len(split.set_aside)) == (classes, labeled, aside)
@@ -175,6 +177,33 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(copied, files, finished
     assert sorted(without_time(copied)) == sorted(without_time(finished))
 
 
+def test_other_data_and_results_of_unknown_settings_are_refused(copied, files, tmp_path, capsys):
+    data = dict(np.load(files / "data.npz"))
+    np.savez(tmp_path / "other.npz", **data | {"train_labels": np.roll(data["train_labels"], 1)})
+    given = words(files, copied, "--strategies", "margin")
+    given[given.index("--data_path") + 1] = str(tmp_path / "other.npz")
+    assert run_command(benchmark.main, given) == 2
+    assert "other images or labels" in capsys.readouterr().err
+    (copied / "benchmark.json").write_text("[]")
+    assert run_command(benchmark.main, words(files, copied)) == 2
+    assert "benchmark.json" in capsys.readouterr().err
+    (copied / "benchmark.json").unlink()
+    assert run_command(benchmark.main, words(files, copied)) == 2
+    assert "holds results without benchmark.json" in capsys.readouterr().err
+
+
+def test_what_is_measured_stays_measured_and_a_network_joins_the_linear_model(copied, files, monkeypatch):
+    before = without_time(copied)
+    monkeypatch.setattr(benchmark, "is_done", lambda *given: False)
+    benchmark.main(words(files, copied, "--strategies", "random", "--seeds", "0", "--measured", "1"))
+    assert without_time(copied) == before
+    more = "--strategies random --seeds 0 --measured 0 --classifier scratch --epochs 1"
+    benchmark.main(words(files, copied, *more.split()))
+    assert [row for row in without_time(copied) if row[2] == "linear"] == before
+    benchmark.main(words(files, copied, "--strategies", "random", "--seeds", "0"))
+    assert json.loads((copied / "benchmark.json").read_text())["settings"]["epochs"] == 1
+
+
 def test_own_strategies_and_a_file_that_changed(copied, files, tmp_path, capsys):
     own = tmp_path / "mine.py"
     own.write_text(
@@ -213,7 +242,9 @@ def test_classifiers_from_scratch_in_some_cycles_and_seeds_of_the_training_alone
         ("--strategies {files}/own.py:one {files}/own2.py:one", "have one name"),
         ("--strategies random --k 50", "--k was 100.0, is 50.0"),
         ("--strategies random --vary training", "has no seed"),
-        ("--strategies random --others mnist", "leave it out"),
+        ("--strategies random --split_seed 3", "--seeds draw the splits"),
+        ("--strategies random --features nosuch.npy", "there is no file nosuch.npy"),
+        ("--strategies random --load_semantic_path nosuch.model", "nosuch.model does not exist"),
         ("--strategies random --protocol nosuch", "invalid choice"),
         ("--strategies random --queries_per_class 400", "the pool has"),
         ("--strategies random --features {files}/train_only.npy", "a row for all 200 train, then 50 test images"),

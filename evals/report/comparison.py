@@ -29,9 +29,9 @@ PANELS = {"recall": "targets found so far", "precision": "targets among the quer
 PANELS["balanced_accuracy"] = "balanced test accuracy"
 WORDS = (
     "Means and standard deviations over seeds, but for the time in percent. Bold: the best of a column. Underlined: "
-    "within one deviation (the best's own) of it. Strategies with fewer cycles take no part in this. Area: under the "
-    "accuracy curve, which is the mean accuracy over the answers bought. Precision is the mean over the cycles; "
-    "accuracy and recall are those after the last cycle that all seeds have."
+    "within one deviation (the best's own) of it. Strategies with fewer seeds or cycles take no part in this. Area: "
+    "under the accuracy curve, which is the mean accuracy over the answers bought. Precision is the mean over the "
+    "cycles; accuracy and recall are those after the last cycle that all seeds have."
 )
 
 
@@ -61,7 +61,7 @@ class ComparisonRow:
 
 
 class Mean(NamedTuple):
-    """Over seeds, with the standard deviation (ddof = 1), which one seed has not."""
+    """Over seeds, with the standard deviation (ddof = 1); None for a single seed."""
 
     mean: float
     deviation: float | None
@@ -87,6 +87,10 @@ class Standing:
     runs: list[list[ComparisonRow]]  # by seed, then by cycle from 0 on
     measured: tuple[int, ...]  # the cycles in which every seed has an accuracy
     means: dict[str, Mean | None]  # by COLUMNS
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run[0].seed for run in self.runs)
 
     @property
     def progress(self) -> tuple:
@@ -159,12 +163,18 @@ def farthest(found: Sequence[Standing]) -> list[Standing]:
 
 
 def mark(own: Standing, column: str, found: Sequence[Standing]) -> str:
-    """``best`` of the standings with one classifier that have come farthest, ``close`` to it, or nothing."""
-    rivals = farthest(found)
+    """``best``, ``close`` to it or nothing, among the strategies, with one classifier, that have most seeds and cycles.
+
+    Seconds get none: they depend on what else the machine does.
+    """
+    rivals = [rival for rival in found if rival.strategy != CEILING]
+    for key in (lambda rival: rival.seeds, lambda rival: rival.progress):
+        most = max(map(key, rivals), key=lambda value: (len(value), value), default=())
+        rivals = [rival for rival in rivals if key(rival) == most]
     values = [rival.means[column] for rival in rivals if rival.means[column]]
-    if own not in rivals or not own.means[column]:
+    if own not in rivals or not own.means[column] or column == SECONDS:
         return ""
-    best = (min if column == SECONDS else max)(values, key=lambda value: value.mean)
+    best = max(values, key=lambda value: value.mean)
     distance = abs(own.means[column].mean - best.mean)
     return "best" if not distance else "close" if distance <= (best.deviation or 0) else ""
 
