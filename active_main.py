@@ -170,7 +170,7 @@ def tell_unread(query: settings.QuerySettings, needs: Sequence[str], checkpoints
     read = dict.fromkeys(("k", "t"), "semantic" in needs) | {"views": bool(checkpoints.keys() - {"penultimate"})}
     given = [name for name in read if getattr(query, name) != getattr(settings.QuerySettings, name)]
     if unread := [f"--{name}" for name in given if not read[name]]:
-        log(f"--strategy {query.strategy} makes no use of {', '.join(unread)} here")
+        log(f"--strategy {query.strategy} ignores {', '.join(unread)}")
 
 
 def feature_files(query: settings.QuerySettings, needs: Sequence[str]) -> dict[str, Path]:
