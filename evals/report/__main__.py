@@ -100,6 +100,7 @@ def write_comparison(page: Path, folder: Path) -> Path:
         raise InputError(f"{folder / RESULTS_FILE} has no rows yet; make them with {content['command']}")
     title, about, command = f"Benchmark: {folder.resolve().name}", content["about"], content["command"]
     shown = {name: value for name, value in content["settings"].items() if not isinstance(value, (dict, bool))}
+    shown.pop("data_digest", None)
     given = {name.replace("_", " "): value for name, value in shown.items() if value is not None}
     words = [f"{name} {', '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in given.items()]
     found = comparison.standings(rows)
