@@ -215,8 +215,6 @@ def protocol_data(given: SimpleNamespace, data: Dataset, seed: int) -> settings.
 def feature_files(given: SimpleNamespace, run: Path) -> dict[str, Path]:
     """Files of the features, by name; what no flag names is made by the checkpoints that are there.
 
-    Features of all train, and penultimate ones of all test images are kept in the run's folder.
-
     Raises:
         InputError: The linear classifier has no features, or see given_features.
     """
@@ -244,7 +242,10 @@ def feature_files(given: SimpleNamespace, run: Path) -> dict[str, Path]:
 
 
 def made_features(paths: dict[str, Path], given: SimpleNamespace, run: Path) -> dict[str, Path]:
-    """Features of all images, written by the encoders; those that are there already are kept."""
+    """Features of all train images, and penultimate ones of all test images, too, written by the encoders.
+
+    Those that are in the run's folder already are kept.
+    """
     parts = {"data": settings.DataSettings(**vars(given.data)), "annotation": settings.AnnotationSettings()}
     parts["query"] = settings.QuerySettings(**{**vars(given.query), "cycles": cycles_of(given)})
     given = SimpleNamespace(**{**vars(given), **parts})
@@ -253,13 +254,16 @@ def made_features(paths: dict[str, Path], given: SimpleNamespace, run: Path) -> 
     ) as current:
         data = read_data(given.data)
         encoder = given.encoder.resolved(image_size=given.data.image_size, precision=current.precision.name)
-        images = np.concatenate([data.train_images, data.test_images])
         extractions = {name: extraction_of(name, given, data, current) for name in paths}
         digests = {"split_digest": None, "images_digest": None}  # one encoder serves the splits of all seeds
         encoders = load_encoders(paths, extractions, encoder, digests, given, data, current.device)
-        sources = sources_of(paths, {}, images, np.arange(len(images)))
-        options = {"sources": sources, "folder": run / "features", "device": current.device}
-        feature_banks(encoders, images, np.arange(len(images)), extractions, **options)
+        for name, path in paths.items():
+            images = data.train_images
+            if name == "penultimate":  # the linear classifier is measured on them
+                images = np.concatenate([images, data.test_images])
+            indices, own = np.arange(len(images)), {name: extractions[name]}
+            options = {"sources": sources_of({name: path}, {}, images, indices), "folder": run / "features"}
+            feature_banks({name: encoders[name]}, images, indices, own, **options, device=current.device)
     return {name: run / "features" / f"{name}.npy" for name in paths}
 
 
@@ -409,10 +413,12 @@ def run_unit(words: Sequence[str], files: dict[str, Path], unit: Unit) -> list[C
     found = queries(unit, world, given, files)
     rows = []
     for seed in unit.classifiers:
-        measured = [file.cycle for file in found if is_measured(file.cycle, given)]
-        train = linear_accuracies if given.comparison.classifier == "linear" else scratch_accuracies
-        accuracies = train(unit, seed, [found[number] for number in measured], world, given)
-        rows += rows_of(unit, seed, found, dict(zip(measured, accuracies)), world, given)
+        measured = [file for file in found if is_measured(file.cycle, given)]
+        if given.comparison.classifier == "linear":
+            accuracies = linear_accuracies(measured, world)
+        else:
+            accuracies = scratch_accuracies(measured, unit, seed, world, given)
+        rows += rows_of(unit, seed, found, dict(zip([file.cycle for file in measured], accuracies)), world, given)
     return rows
 
 
@@ -485,9 +491,7 @@ def ceiling(labels: np.ndarray, split: Split) -> Strategy:
 Accuracy = tuple[float, float, float]  # and balanced accuracy, in percent, and seconds of training
 
 
-def linear_accuracies(
-    unit: Unit, seed: int, files: Sequence[IndexFile], world: World, given: SimpleNamespace
-) -> list[Accuracy]:
+def linear_accuracies(files: Sequence[IndexFile], world: World) -> list[Accuracy]:
     """Of evals.strategies.linear's model on the frozen features of all labeled images; it has no seed."""
     split, data, accuracies = world.split, world.data, []
     test = world.table[len(data.train_labels) + split.test], split.class_numbers(data.test_labels[split.test])
@@ -501,7 +505,7 @@ def linear_accuracies(
 
 
 def scratch_accuracies(
-    unit: Unit, seed: int, files: Sequence[IndexFile], world: World, given: SimpleNamespace
+    files: Sequence[IndexFile], unit: Unit, seed: int, world: World, given: SimpleNamespace
 ) -> list[Accuracy]:
     """Of the protocol's network, by the classifier's own command, which keeps what is done."""
     name, index_dir = strategy_name(unit.strategy), query_folder(given, unit)
