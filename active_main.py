@@ -85,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         encoder_settings = given.encoder.resolved(image_size=given.data.image_size, precision=run.precision.name)
         named = files | ({"indices": Path(query.feature_indices).expanduser()} if query.feature_indices else {})
         sources = sources_of(checkpoints, named, data.train_images, indices)
-        if name != query.strategy:  # of a user's own file
-            sources["strategy_digest"] = file_digest(Path(query.strategy.rpartition(":")[0]).expanduser())
+        if own_file := settings.strategy_file(query.strategy):
+            sources["strategy_digest"] = file_digest(own_file)
         distributed.require_same(sources, "checkpoints, images or strategies are not the same at every process")
         record = settings.identity(query, given.crop, given.process, *([encoder_settings] if checkpoints else []))
         usual = max(1, FOR_PEOPLE // len(split.target_classes)) if annotate else QUERIES_PER_CLASS

@@ -354,7 +354,7 @@ def all_units(given: SimpleNamespace, names: Sequence[str]) -> Iterator[Unit]:
 def is_done(unit: Unit, rows: Sequence[ComparisonRow], given: SimpleNamespace) -> bool:
     """Whether all of a unit's rows are there, with their accuracies."""
     name, wanted = strategy_name(unit.strategy), given.comparison
-    if name != unit.strategy:  # a file may have changed, which its index files tell
+    if settings.strategy_file(unit.strategy):  # it may have changed, which its index files tell
         return False
     for seed in unit.classifiers:
         own = [row for row in rows if (row.strategy, row.classifier, row.seed) == (name, wanted.classifier, seed)]
@@ -459,8 +459,8 @@ def queries(unit: Unit, world: World, given: SimpleNamespace, files: dict[str, P
     loop = QueryLoop(banks, world.split, labels, entry, **options, device="cuda" if on_gpu else "cpu")
     digests = {need: file_digest(files[need]) for need in entry.needs}
     record = {"strategy": name, **options, "queries_per_class": world.budget, "feature_digests": digests}
-    if name != unit.strategy:
-        record["strategy_digest"] = file_digest(Path(unit.strategy.rpartition(":")[0]).expanduser())
+    if own_file := settings.strategy_file(unit.strategy):
+        record["strategy_digest"] = file_digest(own_file)
     content, found = functools.partial(index_file, world.data, strategy=name, settings=record), []
     while (path := index_path(folder, len(found))).is_file():
         found.append(read_index_file(path, split_digest=world.split.digest, n_images=len(labels)))

@@ -46,6 +46,12 @@ def strategy_name(text: str) -> str:
     return text.rpartition(":")[2]
 
 
+def strategy_file(text: str) -> Path | None:
+    """The file of FILE.py:NAME; None for a built-in strategy."""
+    file = text.rpartition(":")[0]
+    return Path(file).expanduser() if file else None
+
+
 option = functools.partial(setting, identity=False)  # a setting that changes no result
 seed_number = number(int, 0, 2**63 - 1)
 

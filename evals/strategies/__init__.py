@@ -14,7 +14,6 @@ import traceback
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
@@ -81,8 +80,7 @@ def find_strategy(text: str) -> Strategy:
         settings.strategy(text)
     except ArgumentTypeError as error:
         raise InputError(f"--strategy {error}") from None
-    file, _, name = text.rpartition(":")
-    path = Path(file).expanduser()
+    path, name = settings.strategy_file(text), settings.strategy_name(text)
     if not path.is_file():
         raise InputError(f"--strategy {text}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"strategies of {path.resolve()}", path)
